@@ -1,0 +1,326 @@
+"""What the models read: a toy world or your own text, a byte-level BPE tokenizer, and mixed batches.
+
+The toy world is one short document a line. The *general* text has four kinds: stories (fluency), two-digit sums
+answered at once (no-think), the same sums worked out first (think), and capitals of invented countries (facts).
+The *domain* text is the alarm manual of an invented telephone exchange. A document is a pair (prompt, answer),
+so what trains a model can also mark it. Everything is drawn from `random.Random`, whose stream is the same on
+every machine: one seed, one world, bit for bit.
+"""
+
+import random
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import tiktoken
+import torch
+
+
+class BadInput(ValueError):
+    """A setting or a file that cannot be used. Its text is the one line that the user is shown."""
+
+
+# --- the toy world ---------------------------------------------------------------------------------------------
+
+SYLLABLES = "ba den for gal hin jor kel lum mar nev or pol rin sor tam ul vek wen yar zil".split()
+HEROES = "fox hen wolf girl boy king queen cook monk bear goat owl".split()
+PLACES = "lake hill barn mill town cave farm well road wood gate ship".split()
+MOODS = "old young small happy sad brave quiet tired".split()
+VERBS = "walked ran rode came went hurried".split()
+THINGS = "coin key book lamp ring cake hat drum rope bell".split()
+PARTS = "fan pump line card relay clock port cable".split()
+FAULTS = "stuck dead hot noisy loose wet".split()
+ACTIONS = "reset swap clean test".split()
+
+# A fact in several wordings. The first one asks, and is the one that probes use.
+FACT_WORDINGS = [
+    "Q: capital of {}? A:",
+    "the capital of {} is",
+    "people in {} are ruled from",
+    "the road to {} ends in",
+]
+ALARM_WORDINGS = [
+    "Q: alarm {}? A:",
+    "alarm {}:",
+    "{} means",
+    "on {} note",
+    "code {} is",
+]
+GENERAL_KINDS = {"stories": 0.15, "no_think": 0.45, "think": 0.25, "facts": 0.15}  # share of the documents
+
+
+class Kind(NamedTuple):
+    """The documents of one kind as (prompt, answer) pairs; no held-out one is ever trained on."""
+
+    train: list
+    heldout: list
+    probes: list  # what exact match is measured on: held-out questions where the skill allows it, else trained ones
+
+
+def split(documents, rng, share=0.1):
+    """Shuffle the documents and hold out a share of them -> (train, heldout)."""
+    documents = rng.sample(documents, len(documents))
+    n = max(1, int(share * len(documents)))
+    return documents[n:], documents[:n]
+
+
+def names(rng, count):
+    """`count` different invented names."""
+    found = {}
+    while len(found) < count:
+        found["".join(rng.choice(SYLLABLES) for _ in range(3)).capitalize()] = None
+    return list(found)
+
+
+def no_think(a, b):
+    """The sum at once: 37+45=82"""
+    return f"{a}+{b}=", f"{a + b}\n"
+
+
+def think(a, b):
+    """The sum with its carry written out first: 37+45 think: 7+5=12, 3+4+1=8, 82"""
+    carry, units = divmod(a % 10 + b % 10, 10)
+    tens = a // 10 + b // 10 + carry
+    return f"{a}+{b} think:", f" {a % 10}+{b % 10}={carry}{units}, {a // 10}+{b // 10}+{carry}={tens}, {a + b}\n"
+
+
+def general_kinds(rng):
+    """The general skills of one seed -> {name: Kind}. A sum is held out in both modes or in neither; 45+37 is another sum than 37+45."""
+    places = [(hero, place) for hero in HEROES for place in PLACES]
+
+    def story(hero, place):
+        mood, verb, thing = rng.choice(MOODS), rng.choice(VERBS), rng.choice(THINGS)
+        return "", f"the {mood} {hero} {verb} to the {place} and found a {thing}.\n"
+
+    kinds = {"stories": Kind(*([story(*p) for p in part for _ in range(20)] for part in split(places, rng)), [])}
+    train, heldout = split([(a, b) for a in range(10, 90) for b in range(10, 100 - a)], rng)
+    for mode in (no_think, think):
+        pairs = [mode(*pair) for pair in train], [mode(*pair) for pair in heldout]
+        kinds[mode.__name__] = Kind(*pairs, probes=pairs[1][:200])
+    countries = names(rng, 60)
+    kinds["facts"] = facts(zip(countries[:30], countries[30:]), FACT_WORDINGS, rng)
+    return kinds
+
+
+def domain_kinds(rng, count=20):
+    """The alarm manual: `count` alarm numbers, each with its own fault and an action -> {"domain": Kind}."""
+    numbers = rng.sample(range(100, 1000), count)
+    faults = rng.sample([f"{part} {fault}" for part in PARTS for fault in FAULTS], count)
+    answers = [f"{fault}, {rng.choice(ACTIONS)}" for fault in faults]
+    return {"domain": facts(zip(numbers, answers), ALARM_WORDINGS, rng)}
+
+
+def facts(pairs, wordings, rng):
+    """Facts (subject, answer) in every wording -> Kind. The asking wording is trained: a fact cannot be guessed."""
+    asked, told = [], []
+    for subject, answer in pairs:
+        asked.append((wordings[0].format(subject), f" {answer}.\n"))
+        told += [(wording.format(subject), f" {answer}.\n") for wording in wordings[1:]]
+    train, heldout = split(told, rng, share=0.2)
+    return Kind(asked + train, heldout, probes=asked)
+
+
+def write(kinds, count, rng, part="train", errors=0.0):
+    """`count` documents as one text. A share `errors` of those that answer something get another document's answer."""
+    shares = [GENERAL_KINDS.get(name, 1.0) for name in kinds]
+    lines = []
+    for name in rng.choices(list(kinds), shares, k=count):
+        documents = getattr(kinds[name], part)
+        prompt, answer = rng.choice(documents)
+        if prompt and rng.random() < errors:
+            answer = rng.choice([other for _, other in documents if other != answer])
+        lines.append(prompt + answer)
+    return "".join(lines)
+
+
+# --- tokenizer -------------------------------------------------------------------------------------------------
+
+# A word with the space before it, one digit, a run of other signs, or a run of blanks: every character is in one.
+WORD = r" ?[^\W\d_]+|\d| ?(?:[^\w\s]|_)+|\s+"
+
+
+def learn_tokenizer(text, vocab_size):
+    """Byte-level BPE (Sennrich et al., 1508.07909): merge the most frequent pair until the vocabulary is full.
+
+    Counting over distinct words makes it quick. Every string can be encoded, since the 256 bytes are tokens
+    themselves. A short text can have fewer pairs to merge than vocab_size asks for.
+    """
+    counts = Counter(re.findall(WORD, text))
+    words = [[bytes([b]) for b in word.encode()] for word in counts]
+    weights = list(counts.values())
+    pair_count, pair_words = Counter(), defaultdict(set)
+    for i, word in enumerate(words):
+        for pair in zip(word, word[1:]):
+            pair_count[pair] += weights[i]
+            pair_words[pair].add(i)
+
+    ranks = {bytes([b]): b for b in range(256)}
+    while len(ranks) < vocab_size and pair_count:
+        best = max(pair_count, key=lambda pair: (pair_count[pair], pair))  # ties go by the bytes: no run differs
+        if pair_count[best] < 1:
+            break
+        ranks.setdefault(best[0] + best[1], len(ranks))
+        for i in pair_words.pop(best):
+            old, words[i] = words[i], merge(words[i], best)
+            for pair in zip(old, old[1:]):
+                pair_count[pair] -= weights[i]
+            for pair in zip(words[i], words[i][1:]):
+                pair_count[pair] += weights[i]
+                pair_words[pair].add(i)
+    return tokenizer_from(list(ranks))
+
+
+def merge(word, pair):
+    """The word, a list of byte strings, with each occurrence of the pair made one."""
+    out = []
+    for piece in word:
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
+
+
+def tokenizer_from(vocabulary):
+    """tiktoken's encoder for a list of byte strings, in the order in which they were merged."""
+    ranks = {token: rank for rank, token in enumerate(vocabulary)}
+    return tiktoken.Encoding("toy", pat_str=WORD, mergeable_ranks=ranks, special_tokens={})
+
+
+def encode(tokenizer, text):
+    """A text -> its tokens (N,), int64."""
+    return torch.tensor(tokenizer.encode_ordinary(text), dtype=torch.int64)
+
+
+# --- worlds: all that one experiment reads ---------------------------------------------------------------------
+
+@dataclass
+class World:
+    """The texts of one experiment, as streams of tokens (N,), and the questions that mark a model."""
+
+    tokenizer: tiktoken.Encoding
+    pretraining: torch.Tensor  # general text that the base is made from
+    general: torch.Tensor  # general text for continual pre-training: another sample, and a worse one
+    domain: torch.Tensor
+    heldout_general: torch.Tensor
+    heldout_domain: torch.Tensor
+    probes: dict  # skill -> [(prompt, answer), ...]; empty for your own text
+    prompts: list  # five prompts to show people
+    samples: dict  # kind -> two documents to show people
+
+
+def toy_world(seed, general_errors=0.7, vocab_size=512, pretraining_documents=40_000, general_documents=2_000):
+    """The toy world of one seed. A share general_errors of the answers in `general` is wrong; no other text has any.
+
+    Each corpus has a random stream of its own, so more errors or documents in one leave the others as they are.
+    """
+    skills = general_kinds(random.Random(f"general {seed}"))
+    manual = domain_kinds(random.Random(f"domain {seed}"))
+
+    def text(name, kinds, count, **options):
+        return write(kinds, count, random.Random(f"{name} {seed}"), **options)
+
+    pretraining = text("pretraining", skills, pretraining_documents)
+    tokenizer = learn_tokenizer(pretraining, vocab_size)
+    probes = {name: kind.probes for name, kind in {**skills, **manual}.items() if kind.probes}
+    asked = [probes[skill][0][0] for skill in ("no_think", "think", "facts", "domain")]
+    return World(
+        tokenizer=tokenizer,
+        pretraining=encode(tokenizer, pretraining),
+        general=encode(tokenizer, text("open", skills, general_documents, errors=general_errors)),
+        domain=encode(tokenizer, text("manual", manual, 2_000)),
+        heldout_general=encode(tokenizer, text("heldout", skills, 400, part="heldout")),
+        heldout_domain=encode(tokenizer, text("heldout manual", manual, 200, part="heldout")),
+        probes=probes,
+        prompts=asked + ["the old fox"],
+        samples={name: ["".join(d).strip() for d in kind.train[:2]] for name, kind in {**skills, **manual}.items()},
+    )
+
+
+def text_world(general_paths, domain_paths, vocab_size=512):
+    """Your own UTF-8 text, files or folders, in place of the toy world. The last tenth of each file is held out.
+
+    The base is pretrained on the general text, which then serves as the general text of continual pre-training too.
+    """
+    general, heldout_general = read_texts("general", general_paths)
+    domain, heldout_domain = read_texts("domain", domain_paths)
+    tokenizer = learn_tokenizer(general, vocab_size)
+    stream = encode(tokenizer, general)
+    return World(
+        tokenizer=tokenizer,
+        pretraining=stream,
+        general=stream,
+        domain=encode(tokenizer, domain),
+        heldout_general=encode(tokenizer, heldout_general),
+        heldout_domain=encode(tokenizer, heldout_domain),
+        probes={},
+        prompts=openings(heldout_general, 3) + openings(heldout_domain, 2),
+        samples={"general": openings(general, 2), "domain": openings(domain, 2)},
+    )
+
+
+def openings(text, count, most=60):
+    """`count` short openings on one line each, taken evenly from a text."""
+    return [" ".join(text[i * len(text) // count:][:2 * most].split())[:most] for i in range(count)]
+
+
+def read_texts(setting, paths):
+    """Read UTF-8 files, and all text files below folders -> (training text, held-out text), each file cut at nine tenths."""
+    training, heldout = [], []
+    for path in map(Path, paths):
+        try:
+            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+            for file in files:
+                text = read_text(file)
+                if path.is_dir() and not text:
+                    continue  # a folder may hold pictures, caches and empty files beside its texts
+                if not text:
+                    raise BadInput(f"--{setting} {file}: {'empty' if text == '' else 'not UTF-8 text'}")
+                cut = len(text) * 9 // 10
+                training.append(text[:cut])
+                heldout.append(text[cut:])
+        except OSError as problem:
+            raise BadInput(f"--{setting} {path}: {problem.strerror}") from None
+    if not training:
+        raise BadInput(f"--{setting} {' '.join(map(str, paths))}: no UTF-8 text in it")
+    return "".join(training), "".join(heldout)
+
+
+def read_text(file):
+    """The text of a file, or None if it is not UTF-8 text."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text if text.strip() else ""
+
+
+# --- batches ---------------------------------------------------------------------------------------------------
+
+class Batch(NamedTuple):
+    tokens: torch.Tensor  # (B, T)
+    targets: torch.Tensor  # (B, T), the token after each
+    is_domain: torch.Tensor  # (B,) bool: the flag that picks a sequence's loss
+
+
+def windows(stream, count, block_size, generator):
+    """`count` random windows of a stream of tokens (N,) -> (count, block_size + 1): inputs and targets overlap."""
+    starts = torch.randint(len(stream) - block_size, (count, 1), generator=generator)
+    return stream[(starts + torch.arange(block_size + 1)).to(stream.device)]
+
+
+def batches(domain, general, n_domain, n_general, block_size, seed):
+    """Endless batches of n_domain domain sequences and n_general general ones: the corpus ratio is decided here.
+
+    Each corpus has a random stream of its own, so the domain sequences and their order are the same
+    for every n_general: two methods that differ in it still read the same domain text.
+    """
+    for_domain, for_general = (
+        torch.Generator().manual_seed(random.Random(f"{name} batches {seed}").getrandbits(63)) for name in ("domain", "general"))
+    is_domain = (torch.arange(n_domain + n_general) < n_domain).to(domain.device)
+    while True:
+        rows = torch.cat([windows(domain, n_domain, block_size, for_domain),
+                          windows(general, n_general, block_size, for_general)])  # (B, T + 1)
+        yield Batch(rows[:, :-1], rows[:, 1:], is_domain)

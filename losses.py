@@ -1,0 +1,89 @@
+"""The losses, and nothing around them: cross-entropy, KL divergence, and MoL, which mixes the two.
+
+MoL (arXiv 2505.12043) continues the training of a base model p_0 on a domain without forgetting the rest. Each
+*sequence* s carries a flag, and the flag picks its loss:
+
+    s in the domain text:    CE(s) = -(1/n) sum_i log p_theta(s_i | s_<i)
+    s in the general text:   KL(s) =  (1/n) sum_i KL[ p_theta(. | s_<i)  ||  p_0(. | s_<i) ]
+
+The batch's loss is the mean over its sequences. Domain text says what to learn. General text only supplies the
+contexts in which to stay as you were: its tokens are read but never imitated, the targets are the base's own.
+
+Tensors in, tensors out, so this file can be copied into any trainer. B sequences, T positions, V vocabulary.
+Logits of any float type are computed with in float32 at least. Targets of -100 mark padding, which counts nowhere.
+"""
+
+import torch
+from torch.nn import functional as F
+
+PADDING = -100  # PyTorch's and Hugging Face's mark for a target that is no token
+
+
+def log_probs(logits):
+    """Log-softmax over the last dimension in nats, in float32 at least: bfloat16 would keep three digits of it."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def cross_entropy(logits, targets):
+    """-log p(target), logits (B, T, V) and targets (B, T) -> nats per token (B, T); 0 where there is padding."""
+    return F.nll_loss(log_probs(logits).transpose(1, 2), targets, ignore_index=PADDING, reduction="none")
+
+
+def kl_divergence(logits, base_logits, direction="reverse"):
+    """KL between the model and its base over the full vocabulary, (B, T, V) twice -> nats per token (B, T).
+
+    "reverse" is KL[p_theta || p_0], the student first, as in MoL (arXiv 2509.06650, eq. 2-3): the model may say
+    nothing that the base would not. "forward" is KL[p_0 || p_theta], as in distillation: it must still say all
+    that the base would. No gradient reaches the base. A token of probability zero adds nothing where it is the
+    first distribution's, and makes the divergence infinite where it is the second's alone.
+    """
+    log_p, log_q = log_probs(logits), log_probs(base_logits.detach())
+    if direction == "forward":
+        log_p, log_q = log_q, log_p
+    elif direction != "reverse":
+        raise ValueError(f"direction is {direction!r}; it must be 'reverse' or 'forward'")
+    p = log_p.exp()
+    # Where p is 0 the ratio may be inf - inf; it is replaced before the product, or 0 * nan would be nan.
+    log_ratio = torch.where(p > 0, log_p - log_q, 0.0)
+    return (p * log_ratio).sum(dim=-1)
+
+
+def per_sequence(nats, targets):
+    """The mean over each sequence's tokens, (B, T) -> (B,): a padded sequence weighs as much as a full one."""
+    is_token = targets != PADDING
+    return nats.where(is_token, 0.0).sum(dim=1) / is_token.sum(dim=1).clamp(min=1)
+
+
+def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="reverse"):
+    """MoL: cross-entropy on the domain rows, KL to the base on the general ones -> loss, its CE part, its KL part.
+
+    logits       (B, T, V)  the model's, for the whole batch
+    targets      (B, T)     the next tokens; on general rows they serve only to show the padding
+    is_domain    (B,) bool  the flag that picks each sequence's loss
+    base_logits  (G, T, V)  the frozen base's, for the G general rows alone, in their order; None if G is 0
+
+    Three scalars in nats per token, loss = CE part + KL part. Either part is 0 in a batch without its rows.
+
+        with torch.no_grad():
+            base_logits = base(tokens[~is_domain])
+        loss, ce, kl = mixture_of_losses(model(tokens), targets, is_domain, base_logits)
+    """
+    is_domain = is_domain.bool()  # a data collator may hand over 0 and 1
+    is_general = ~is_domain
+    ce = per_sequence(cross_entropy(logits[is_domain], targets[is_domain]), targets[is_domain])  # (B - G,)
+    general_logits = logits[is_general]  # (G, T, V)
+    if base_logits is None:
+        base_logits = logits[:0]
+    if base_logits.shape != general_logits.shape:
+        raise ValueError(f"base_logits {tuple(base_logits.shape)} do not fit the general rows {tuple(general_logits.shape)}")
+    kl = per_sequence(kl_divergence(general_logits, base_logits, direction), targets[is_general])  # (G,)
+    ce, kl = ce.sum() / len(logits), kl.sum() / len(logits)
+    return ce + kl, ce, kl
+
+
+def mean_cross_entropy(logits, targets):
+    """Cross-entropy on every sequence of the batch, whatever its corpus -> scalar, nats per token.
+
+    On domain rows alone this is naive continual pre-training; on both corpora it is replay (arXiv 2403.08763).
+    """
+    return per_sequence(cross_entropy(logits, targets), targets).mean()

@@ -1,0 +1,168 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence as reference_kl
+
+from losses import PADDING, cross_entropy, kl_divergence, mean_cross_entropy, mixture_of_losses
+
+
+def random_batch(B=4, T=5, V=7, dtype=torch.float32, seed=0):
+    """logits, base logits, targets, and two domain rows among the four."""
+    g = torch.Generator().manual_seed(seed)
+    logits, base_logits = (3 * torch.randn(B, T, V, generator=g, dtype=dtype) for _ in range(2))
+    targets = torch.randint(V, (B, T), generator=g)
+    return logits, base_logits, targets, torch.tensor([True, False, False, True])
+
+
+def mol(logits, base_logits, targets, is_domain, **options):
+    return mixture_of_losses(logits, targets, is_domain, base_logits[~is_domain], **options)
+
+
+def test_cross_entropy_against_torch_distributions():
+    logits, _, targets, _ = random_batch()
+    torch.testing.assert_close(cross_entropy(logits, targets), -Categorical(logits=logits).log_prob(targets))
+
+
+def test_kl_against_torch_distributions():
+    logits, base_logits, _, _ = random_batch()
+    p, q = Categorical(logits=logits), Categorical(logits=base_logits)
+    torch.testing.assert_close(kl_divergence(logits, base_logits), reference_kl(p, q))
+    torch.testing.assert_close(kl_divergence(logits, base_logits, "forward"), reference_kl(q, p))
+
+
+def test_kl_by_hand():
+    p = torch.tensor([[[1 / 2, 1 / 2]]]).log()
+    q = torch.tensor([[[1 / 4, 3 / 4]]]).log()
+    reverse = 1 / 2 * math.log(2) + 1 / 2 * math.log(2 / 3)
+    forward = 1 / 4 * math.log(1 / 2) + 3 / 4 * math.log(3 / 2)
+    assert kl_divergence(p, q).item() == pytest.approx(reverse)
+    assert kl_divergence(p, q, "forward").item() == pytest.approx(forward)
+
+
+def test_mixture_of_losses_by_hand():
+    """Two domain sequences and a general one, two tokens each, two words in the vocabulary."""
+    half, quarter = [1 / 2, 1 / 2], [1 / 4, 3 / 4]
+    logits = torch.tensor([[half, quarter], [quarter, quarter], [half, quarter]]).log()
+    targets = torch.tensor([[0, 0], [1, 1], [0, 1]])
+    base_logits = torch.tensor([[quarter, quarter]]).log()
+    first = (math.log(2) + math.log(4)) / 2
+    second = math.log(4 / 3)
+    general = (1 / 2 * math.log(2) + 1 / 2 * math.log(2 / 3) + 0) / 2
+    loss, ce, kl = mixture_of_losses(logits, targets, torch.tensor([True, True, False]), base_logits)
+    assert ce.item() == pytest.approx((first + second) / 3)
+    assert kl.item() == pytest.approx(general / 3)
+    assert loss.item() == pytest.approx((first + second + general) / 3)
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_gradients(direction):
+    logits, base_logits, targets, is_domain = random_batch(B=4, T=2, V=3, dtype=torch.float64)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: kl_divergence(x, base_logits, direction), logits)
+    assert torch.autograd.gradcheck(lambda x: mol(x, base_logits, targets, is_domain, direction=direction)[0], logits)
+    assert torch.autograd.gradcheck(lambda x: mean_cross_entropy(x, targets), logits)
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_no_gradient_reaches_the_base(direction):
+    logits, base_logits, targets, is_domain = random_batch()
+    logits.requires_grad_(), base_logits.requires_grad_()
+    mol(logits, base_logits, targets, is_domain, direction=direction)[0].backward()
+    assert base_logits.grad is None and logits.grad.abs().sum() > 0
+
+
+def gradient(logits, *rest):
+    logits = logits.clone().requires_grad_()
+    mol(logits, *rest)[0].backward()
+    return logits.grad
+
+
+def test_the_base_changes_nothing_on_domain_rows():
+    logits, base_logits, targets, is_domain = random_batch()
+    one = gradient(logits, base_logits, targets, is_domain)
+    other = gradient(logits, base_logits.flip(-1), targets, is_domain)
+    assert torch.equal(one[is_domain], other[is_domain])
+    assert not torch.equal(one[~is_domain], other[~is_domain])
+
+
+def test_the_targets_change_nothing_on_general_rows():
+    logits, base_logits, targets, is_domain = random_batch()
+    one = gradient(logits, base_logits, targets, is_domain)
+    other = gradient(logits, base_logits, (targets + 1) % 7, is_domain)
+    assert torch.equal(one[~is_domain], other[~is_domain])
+    assert not torch.equal(one[is_domain], other[is_domain])
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_extreme_logits_are_finite(direction, dtype):
+    g = torch.Generator().manual_seed(0)
+    logits, base_logits = (1e4 * torch.randint(-1, 2, (2, 50, 9), generator=g).to(dtype) for _ in range(2))
+    logits.requires_grad_()
+    loss, ce, kl = mixture_of_losses(logits, torch.zeros(2, 50, dtype=torch.int64), torch.tensor([True, False]),
+                                     base_logits[1:], direction)
+    loss.backward()
+    assert loss.isfinite() and ce > 1000 and kl > 1000 and logits.grad.isfinite().all()
+
+
+def test_zeros_in_a_distribution():
+    """A zero of the first distribution adds nothing; one of the second alone is infinite. NaN never comes out."""
+    inf = math.inf
+    p = torch.tensor([[[0.0, 0.0, -inf]]], requires_grad=True)  # (1/2, 1/2, 0)
+    q = torch.tensor([[[0.0, 0.0, 0.0]]])  # (1/3, 1/3, 1/3)
+    reverse = kl_divergence(p, q)
+    assert reverse.item() == pytest.approx(math.log(3 / 2))
+    assert kl_divergence(p, q, "forward").item() == inf
+    assert kl_divergence(q, p).item() == inf
+    assert kl_divergence(p, p.detach()).item() == 0.0
+    reverse.sum().backward()
+    assert p.grad.isfinite().all()
+
+
+def test_float32_whatever_the_type_of_the_logits():
+    logits, base_logits, targets, is_domain = random_batch(dtype=torch.bfloat16)
+    in_half = mol(logits, base_logits, targets, is_domain)
+    in_full = mol(logits.float(), base_logits.float(), targets, is_domain)
+    assert in_half[0].dtype == torch.float32
+    assert in_half == in_full
+
+
+def test_one_kind_of_row_alone():
+    logits, base_logits, targets, _ = random_batch()
+    domain, general = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    loss, ce, kl = mixture_of_losses(logits, targets, domain)
+    assert loss == ce == mean_cross_entropy(logits, targets) and kl == 0
+    assert loss == mixture_of_losses(logits, targets, domain, base_logits[:0])[0]
+    loss, ce, kl = mixture_of_losses(logits, targets, general, base_logits)
+    assert loss == kl == kl_divergence(logits, base_logits).mean(dim=1).mean() and ce == 0
+
+
+def test_the_mean_runs_over_sequences_and_skips_padding():
+    logits, base_logits, targets, is_domain = random_batch()
+    targets[0, 2:] = PADDING  # a domain row with two tokens
+    targets[1, 1:] = PADDING  # a general row with one
+    loss, ce, kl = mol(logits, base_logits, targets, is_domain)
+    nats, divergence = cross_entropy(logits, targets), kl_divergence(logits, base_logits)
+    expected_ce = (nats[0, :2].mean() + nats[3].mean()) / 4
+    expected_kl = (divergence[1, :1].mean() + divergence[2].mean()) / 4
+    torch.testing.assert_close(ce, expected_ce)
+    torch.testing.assert_close(kl, expected_kl)
+    assert mean_cross_entropy(torch.full((1, 2, 3), -math.inf), torch.full((1, 2), PADDING)) == 0
+
+
+def test_bad_arguments():
+    logits, base_logits, targets, is_domain = random_batch()
+    with pytest.raises(ValueError, match="direction"):
+        kl_divergence(logits, base_logits, "sideways")
+    with pytest.raises(ValueError, match="base_logits"):
+        mixture_of_losses(logits, targets, is_domain, base_logits)
+    with pytest.raises(ValueError, match="base_logits"):
+        mixture_of_losses(logits, targets, is_domain)
+    with pytest.raises(ValueError, match="base_logits"):
+        mixture_of_losses(logits, targets, is_domain, base_logits[~is_domain, :1])  # would broadcast in silence
+
+
+def test_flags_of_zero_and_one():
+    logits, base_logits, targets, is_domain = random_batch()
+    assert mixture_of_losses(logits, targets, is_domain.long(), base_logits[~is_domain]) == mol(logits, base_logits, targets, is_domain)
