@@ -26,7 +26,8 @@ def log_probs(logits):
 
 def cross_entropy(logits, targets):
     """-log p(target), logits (B, T, V) and targets (B, T) -> nats per token (B, T); 0 where there is padding."""
-    return F.nll_loss(log_probs(logits).transpose(1, 2), targets, ignore_index=PADDING, reduction="none")
+    flat = log_probs(logits).flatten(0, 1), targets.flatten()  # (B * T, V), (B * T,)
+    return F.nll_loss(*flat, ignore_index=PADDING, reduction="none").view(targets.shape)
 
 
 def kl_divergence(logits, base_logits, direction="reverse"):
