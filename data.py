@@ -41,12 +41,29 @@ FACT_WORDINGS = [
     "people in {} are ruled from",
     "the road to {} ends in",
 ]
+ILLNESSES = "fever cough rash cramp burn chill sore gout".split()
+CARGOES = "grain salt wool iron tea oil fish rum".split()
+PORTS = "north south east west upper lower inner outer".split()
 ALARM_WORDINGS = [
     "Q: alarm {}? A:",
     "alarm {}:",
     "{} means",
     "on {} note",
     "code {} is",
+]
+DRUG_WORDINGS = [
+    "Q: dose of {}? A:",
+    "take {} for",
+    "{} treats",
+    "the label of {} says",
+    "a doctor gives {} for",
+]
+SHIP_WORDINGS = [
+    "Q: cargo of {}? A:",
+    "ship {}:",
+    "{} carries",
+    "aboard {} lies",
+    "call sign {} has",
 ]
 GENERAL_KINDS = {"stories": 0.15, "no_think": 0.45, "think": 0.25, "facts": 0.15}  # share of the documents
 
@@ -104,12 +121,35 @@ def general_kinds(rng):
     return kinds
 
 
-def domain_kinds(rng, count=20):
-    """The alarm manual: `count` alarm numbers, each with its own fault and an action -> {"domain": Kind}."""
+def alarms(rng, count=20):
+    """The alarm manual: `count` alarm numbers, each with its own fault and an action."""
     numbers = rng.sample(range(100, 1000), count)
     faults = rng.sample([f"{part} {fault}" for part in PARTS for fault in FAULTS], count)
     answers = [f"{fault}, {rng.choice(ACTIONS)}" for fault in faults]
-    return {"domain": facts(zip(numbers, answers), ALARM_WORDINGS, rng)}
+    return facts(zip(numbers, answers), ALARM_WORDINGS, rng)
+
+
+def drugs(rng, count=20):
+    """A list of medicines: `count` invented names, each with an illness and a dose."""
+    doses = rng.sample([f"{illness}, {n} a day" for illness in ILLNESSES for n in range(1, 7)], count)
+    return facts(zip((name + "ol" for name in names(rng, count)), doses), DRUG_WORDINGS, rng)
+
+
+def ships(rng, count=20):
+    """A harbour's register: `count` call signs, each with a cargo and a port."""
+    signs = rng.sample([f"{a}{b}{n}" for a in "KXZ" for b in "BDFGLMPRTW" for n in range(10)], count)
+    cargoes = rng.sample([f"{cargo} for {port} port" for cargo in CARGOES for port in PORTS], count)
+    return facts(zip(signs, cargoes), SHIP_WORDINGS, rng)
+
+
+def larger(rng):
+    """A rule instead of facts: the larger of two numbers. The pairs asked are held out."""
+    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
+    train, heldout = split([(f"larger of {a}, {b}:", f" {max(a, b)}\n") for a, b in pairs], rng)
+    return Kind(train, heldout, probes=heldout[:200])
+
+
+DOMAINS = {"alarms": alarms, "drugs": drugs, "ships": ships, "larger": larger}  # the first is the toy world's own
 
 
 def facts(pairs, wordings, rng):
@@ -217,7 +257,7 @@ def toy_world(seed, general_errors=0.7, vocab_size=512, pretraining_documents=40
     Each corpus has a random stream of its own, so more errors or documents in one leave the others as they are.
     """
     skills = general_kinds(random.Random(f"general {seed}"))
-    manual = domain_kinds(random.Random(f"domain {seed}"))
+    manual = {"domain": alarms(random.Random(f"domain {seed}"))}
 
     def text(name, kinds, count, **options):
         return write(kinds, count, random.Random(f"{name} {seed}"), **options)

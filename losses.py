@@ -13,6 +13,8 @@ Tensors in, tensors out, so this file can be copied into any trainer. B sequence
 Logits of any float type are computed with in float32 at least. Targets of -100 mark padding, which counts nowhere.
 """
 
+import copy
+
 import torch
 from torch.nn import functional as F
 
@@ -35,14 +37,16 @@ def kl_divergence(logits, base_logits, direction="reverse"):
 
     "reverse" is KL[p_theta || p_0], the student first, as in MoL (arXiv 2509.06650, eq. 2-3): the model may say
     nothing that the base would not. "forward" is KL[p_0 || p_theta], as in distillation: it must still say all
-    that the base would. No gradient reaches the base. A token of probability zero adds nothing where it is the
+    that the base would. "mean" is half of each. No gradient reaches the base. A token of probability zero adds nothing where it is the
     first distribution's, and makes the divergence infinite where it is the second's alone.
     """
     log_p, log_q = log_probs(logits), log_probs(base_logits.detach())
+    if direction == "mean":
+        return (kl_divergence(logits, base_logits, "reverse") + kl_divergence(logits, base_logits, "forward")) / 2
     if direction == "forward":
         log_p, log_q = log_q, log_p
     elif direction != "reverse":
-        raise ValueError(f"direction is {direction!r}; it must be 'reverse' or 'forward'")
+        raise ValueError(f"direction is {direction!r}; it must be 'reverse', 'forward' or 'mean'")
     p = log_p.exp()
     # Where p is 0 the ratio may be inf - inf; it is replaced before the product, or 0 * nan would be nan.
     log_ratio = torch.where(p > 0, log_p - log_q, 0.0)
@@ -88,3 +92,34 @@ def mean_cross_entropy(logits, targets):
     On domain rows alone this is naive continual pre-training; on both corpora it is replay (arXiv 2403.08763).
     """
     return per_sequence(cross_entropy(logits, targets), targets).mean()
+
+
+# --- rivals that need no general text, or only once: they hold the weights instead of what the model says -----------
+
+def weight_distance(weights, base_weights, importance=None):
+    """Half the squared distance from the base's weights, each weighted by its importance -> scalar.
+
+    With importance 1, L2-SP (arXiv 1802.01483, eq. 2 without the new head); with the diagonal Fisher, EWC (arXiv
+    1612.00796, eq. 3). The arguments are iterables of tensors in the same order; no gradient reaches the last two.
+    """
+    weights, base_weights = list(weights), [w.detach() for w in base_weights]
+    importance = [1.0] * len(weights) if importance is None else importance
+    return sum((f * (w - w0) ** 2).sum() for f, w, w0 in zip(importance, weights, base_weights, strict=True)) / 2
+
+
+def diagonal_fisher(model, tokens, generator=None):
+    """How much what the model says about these tokens (B, T) hangs on each weight -> one tensor a parameter.
+
+    F_i = E[ (d log p(y | s) / d theta_i)^2 ] per token, with y drawn from the model itself at every position.
+    To second order KL[p_0 || p_theta] per token is half of (theta - theta_0)' F (theta - theta_0), F in full:
+    EWC at strength 1 is what MoL computes exactly, seen through the diagonal of a matrix.
+    """
+    model = copy.deepcopy(model).requires_grad_(True)  # a frozen base stays frozen
+    fisher = [torch.zeros_like(w) for w in model.parameters()]
+    for row in tokens:  # one sequence at a time: the square of a sum is not the sum of the squares
+        logits = model(row[None])  # (1, T, V)
+        drawn = torch.multinomial(log_probs(logits[0].detach()).exp().cpu(), 1, generator=generator).T  # (1, T)
+        gradients = torch.autograd.grad(cross_entropy(logits, drawn.to(row.device)).sum(), list(model.parameters()))
+        for f, gradient in zip(fisher, gradients):
+            f += gradient ** 2 / tokens.numel()
+    return fisher

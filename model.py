@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 
 @dataclass
@@ -66,6 +67,23 @@ class Block(nn.Module):
         return x  # (B, T, C)
 
 
+class LoRA(nn.Module):
+    """A low-rank change beside a frozen matrix: W + up @ down (arXiv 2106.09685, eq. 3, with alpha = r).
+
+    `up` starts at zero, so at first the layer is what it was; with `on` False it is that again.
+    """
+
+    def __init__(self, weight, rank):
+        super().__init__()
+        n_out, n_in = weight.shape
+        self.down = nn.Parameter((torch.randn(rank, n_in) / math.sqrt(n_in)).to(weight.device))
+        self.up = nn.Parameter(torch.zeros(n_out, rank, device=weight.device))
+        self.on = True
+
+    def forward(self, weight):
+        return weight + self.up @ self.down if self.on else weight  # (out, in)
+
+
 class GPT(nn.Module):
     """GPT(config)(tokens (B, T)) -> logits (B, T, V), in nats before normalisation.
 
@@ -97,6 +115,28 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.ln_f(x))  # (B, T, V)
+
+    def add_lora(self, rank):
+        """Freeze the model and put an adapter beside every matrix of its blocks: from now on only those learn."""
+        self.requires_grad_(False)
+        for layer in [layer for layer in self.blocks.modules() if isinstance(layer, nn.Linear)]:
+            parametrize.register_parametrization(layer, "weight", LoRA(layer.weight, rank))
+
+    def without_lora(self, tokens):
+        """The logits (B, T, V) of the model as it was before add_lora: the base, with no second copy of its weights."""
+        adapters = [module for module in self.modules() if isinstance(module, LoRA)]
+        for adapter in adapters:
+            adapter.on = False
+        try:
+            return self(tokens)
+        finally:
+            for adapter in adapters:
+                adapter.on = True
+
+    def merge_lora(self):
+        """Add every adapter into its matrix: the same function, and a plain GPT again."""
+        for layer in [layer for layer in self.blocks.modules() if parametrize.is_parametrized(layer)]:
+            parametrize.remove_parametrizations(layer, "weight")
 
     @torch.no_grad()
     def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None, stop=None):

@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import torch
 
@@ -44,11 +45,14 @@ class Settings:
 
     # continual pre-training
     steps: int = setting(400, "steps of every method")
-    lr: float = setting(3e-3, "peak learning rate of every method")
+    lr: float = setting(2e-3, "peak learning rate of every method")
     batch_size: int = setting(16, "domain sequences a step; general ones come on top, see ratio")
     ratio: float = setting(1.0, "general sequences for each domain one, in methods that read general text")
-    kl: str = setting("reverse", "direction of MoL's KL: reverse (model || base) or forward (base || model)")
+    kl: str = setting("reverse", "direction of the KL: reverse (model || base), forward (base || model) or their mean")
+    strength: float = setting(1.0, "weight of what protects the base: the KL of mol and lwf, the distance of l2sp and ewc")
+    lora_rank: int = setting(0, "train low-rank adapters of this rank instead of the weights; 0 trains the weights")
     general_errors: float = setting(0.7, "share of wrong answers in the toy world's general text, 0 to 1")
+    general_documents: int = setting(2000, "documents of the toy world's general text; short of it they are seen again and again")
     eval_every: int = setting(25, "steps between two markings")
 
     # the base
@@ -61,7 +65,7 @@ class Settings:
     block_size: int = setting(64, "tokens of a sequence")
     vocab_size: int = setting(512, "tokens of the vocabulary, learnt from the general text; 256 or more")
     base: str = setting("", "take the base from this earlier run's folder; its settings must fit")
-    fresh: bool = setting(False, "pretrain the base again even if a fitting one is there")
+    fresh: bool = setting(False, "train again what is there already: the base; for a question in plots/, its runs")
 
     # your own text
     general: tuple[str, ...] = setting((), "UTF-8 files or folders in place of the toy general text; needs --domain")
@@ -73,21 +77,24 @@ class Settings:
     compile: bool = setting(False, "run the models through torch.compile")
 
 
-def parse(arguments):
-    """Command line -> Settings: every field of the dataclass is a flag."""
+def parse(arguments, defaults=Settings(), program="train.py", without=(),
+          purpose="Pretrain a small GPT, continue it on a domain by each method, and watch what it forgets."):
+    """Command line -> Settings: every field of the dataclass is a flag, but for those that a program is without."""
     class Parser(argparse.ArgumentParser):
         def error(self, message):
             raise BadInput(message)
 
-    parser = Parser(description="Pretrain a small GPT, continue it on a domain by each method, and watch what it forgets.",
-                    usage="python train.py [--setting value ...]", allow_abbrev=False)
+    parser = Parser(description=purpose, usage=f"python {program} [--setting value ...]", allow_abbrev=False)
     for f in fields(Settings):
-        default = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        if f.name in without:
+            continue
+        default = getattr(defaults, f.name)
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         meaning = f.metadata["help"].format(methods=", ".join(METHODS))
-        options = {"help": meaning + (f" (default: {default})" if default else ""), "default": f.default}
+        options = {"help": meaning + (f" (default: {shown})" if shown else ""), "default": default}
         if f.type is bool:
             options["action"] = "store_true"
-        elif isinstance(f.default, tuple):
+        elif isinstance(default, tuple):
             options |= {"nargs": "+", "type": f.type.__args__[0], "metavar": "X"}
         else:
             options |= {"type": f.type, "metavar": "X"}
@@ -102,7 +109,7 @@ def check(s):
     for method in s.methods:
         if method not in METHODS or s.methods.count(method) > 1:
             raise BadInput(f"--methods {method}: it must be one of {', '.join(METHODS)}, each once at most")
-    for name in ("steps", "batch_size", "eval_every", "base_steps", "base_batch_size", "lr", "base_lr"):
+    for name in ("steps", "batch_size", "eval_every", "base_steps", "base_batch_size", "lr", "base_lr", "general_documents"):
         if not 0 < getattr(s, name) < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(s, name)}: it must be above 0")
     if not 0 <= s.ratio <= 1000:
@@ -111,8 +118,15 @@ def check(s):
         raise BadInput(f"--ratio {s.ratio}: with --batch-size {s.batch_size} that is no general sequence at all")
     if not 0 <= s.general_errors <= 1:
         raise BadInput(f"--general-errors {s.general_errors}: a share, it must be between 0 and 1")
-    if s.kl not in ("reverse", "forward"):
-        raise BadInput(f"--kl {s.kl}: it must be reverse or forward")
+    if s.kl not in ("reverse", "forward", "mean"):
+        raise BadInput(f"--kl {s.kl}: it must be reverse, forward or mean")
+    if not 0 <= s.strength < math.inf:
+        raise BadInput(f"--strength {s.strength}: it must be 0 or more")
+    if s.lora_rank < 0:
+        raise BadInput(f"--lora-rank {s.lora_rank}: it must be 0 or more")
+    for method in {"l2sp", "ewc"} & set(s.methods):
+        if s.lora_rank:
+            raise BadInput(f"--lora-rank {s.lora_rank}: adapters leave the base's weights as they are, so {method} has nothing to hold")
     if bool(s.general) != bool(s.domain):
         raise BadInput("--general and --domain go together: give both, or neither for the toy world")
     if s.base and s.fresh:
@@ -166,13 +180,48 @@ def mol(model, base, batch, s):
     """Cross-entropy on domain rows, KL to the frozen base on general rows: arXiv 2505.12043."""
     with torch.no_grad():
         base_logits = base(batch.tokens[~batch.is_domain])  # (G, T, V): the base reads general rows only
-    return losses.mixture_of_losses(model(batch.tokens), batch.targets, batch.is_domain, base_logits, s.kl)[0]
+    _, ce, kl = losses.mixture_of_losses(model(batch.tokens), batch.targets, batch.is_domain, base_logits, s.kl)
+    return ce + s.strength * kl  # the paper's weight is 1
 
 
-METHODS = {  # name: (its loss, does it read general text?)
-    "ce": (ce, False),  # naive continual pre-training
-    "replay": (ce, True),
-    "mol": (mol, True),
+def lwf(model, base, batch, s):
+    """Learning without Forgetting (1606.09282): cross-entropy on domain text, and KL to the base on the same text."""
+    logits = model(batch.tokens)  # (B, T, V)
+    with torch.no_grad():
+        base_logits = base(batch.tokens)
+    kl = losses.kl_divergence(logits, base_logits, s.kl).mean()
+    return losses.mean_cross_entropy(logits, batch.targets) + s.strength * kl
+
+
+def l2sp(model, base, batch, s):
+    """Cross-entropy, and the squared distance to the base's weights: L2-SP, 1802.01483."""
+    return ce(model, base, batch, s) + s.strength * losses.weight_distance(model.parameters(), base.parameters())
+
+
+def ewc(model, base, batch, s, fisher):
+    """The same distance, weights that matter on general text counting more: Elastic Weight Consolidation, 1612.00796."""
+    return ce(model, base, batch, s) + s.strength * losses.weight_distance(model.parameters(), base.parameters(), fisher)
+
+
+def fisher(base, world, s, seed):
+    """The diagonal Fisher of the base on 256 sequences of the general text, once before the first step."""
+    generator = torch.Generator().manual_seed(seed)
+    return losses.diagonal_fisher(base, data.windows(world.general, 256, s.block_size, generator)[:, :-1], generator)
+
+
+class Method(NamedTuple):
+    loss: Callable  # (model, base, batch, settings) -> scalar, and what `prepare` made as the last argument
+    reads_general: bool = False  # does a batch hold general sequences too?
+    prepare: Callable | None = None  # (base, world, settings, seed) -> what the loss needs besides, computed once
+
+
+METHODS = {
+    "ce": Method(ce),  # naive continual pre-training
+    "replay": Method(ce, reads_general=True),
+    "mol": Method(mol, reads_general=True),
+    "lwf": Method(lwf),
+    "l2sp": Method(l2sp),
+    "ewc": Method(ewc, prepare=fisher),
 }
 
 
@@ -184,8 +233,9 @@ def fit(label, model, step_loss, batches, steps, lr, dtype, mark, mark_every):
     step_loss(batch) is the loss of one step; mark(step) is called every mark_every steps and after the last.
     """
     device = next(model.parameters()).device
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    gains = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm's: decay would pull them to zero
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learnt if p.dim() > 1]
+    gains = [p for p in learnt if p.dim() == 1]  # LayerNorm's: decay would pull them to zero
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}],
                                   lr=lr, betas=(0.9, 0.95), fused=True)
     warmup = max(1, steps // 10)
@@ -198,7 +248,7 @@ def fit(label, model, step_loss, batches, steps, lr, dtype, mark, mark_every):
         value = finite(label, step, loss.item())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
         show(step, value, batch.tokens.numel())
         if step % mark_every == 0 or step == steps:
@@ -253,15 +303,25 @@ def pretrain(s, seed, world, device, dtype):
     return model
 
 
-def continue_training(method, s, seed, world, base, dtype, mark):
-    """The base, continued by one method -> a new GPT; the base itself stays as it is."""
-    step_loss, reads_general = METHODS[method]
+def continue_training(method, s, seed, world, base, dtype, mark, held_to=None):
+    """The base, continued by one method -> a new GPT; the base itself stays as it is.
+
+    mark(model, step) is called every s.eval_every steps. held_to is the model to stay near, if it is another than the base.
+    """
+    step_loss, reads_general, prepare = METHODS[method]
     model = copy.deepcopy(base).requires_grad_(True)
-    forward, frozen = (torch.compile(model), torch.compile(base)) if s.compile else (model, base)
+    frozen = held_to or base
+    if s.lora_rank:
+        torch.manual_seed(seed)
+        model.add_lora(s.lora_rank)
+        frozen = model.without_lora
+    forward, frozen = (torch.compile(model), torch.compile(frozen)) if s.compile else (model, frozen)
     n_general = round(s.ratio * s.batch_size) if reads_general else 0
     batches = data.batches(world.domain, world.general, s.batch_size, n_general, s.block_size, seed)
-    fit(method, model, lambda batch: step_loss(forward, frozen, batch, s),
+    prepared = [prepare(base, world, s, seed)] if prepare else []
+    fit(method, model, lambda batch: step_loss(forward, frozen, batch, s, *prepared),
         batches, s.steps, s.lr, dtype, lambda step: mark(model, step), s.eval_every)
+    model.merge_lora()
     return model
 
 
@@ -272,7 +332,7 @@ def make_world(s, seed, device):
     if s.general:
         world = data.text_world(s.general, s.domain, s.vocab_size)
     else:
-        world = data.toy_world(seed, s.general_errors, s.vocab_size)
+        world = data.toy_world(seed, s.general_errors, s.vocab_size, general_documents=s.general_documents)
     for name in ("pretraining", "general", "domain", "heldout_general", "heldout_domain"):
         stream = getattr(world, name)
         if len(stream) < s.block_size + 1:

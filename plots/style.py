@@ -19,12 +19,8 @@ plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.rig
 
 def read(path):
     """metrics.jsonl -> {method: {step: [one row a seed]}}."""
-    methods = defaultdict(lambda: defaultdict(list))
     with open(path) as file:
-        for line in file:
-            row = json.loads(line)
-            methods[row["method"]][row["step"]].append(row)
-    return {method: dict(steps) for method, steps in methods.items()}
+        return by_step(map(json.loads, file))
 
 
 def colour(method, methods):
@@ -37,11 +33,52 @@ def general(row):
     return mean(share for skill, share in row["accuracy"].items() if skill != "domain")
 
 
-def curve(axes, points, colour, width):
+KEPT_AND_LEARNT = {"general skills kept: exact answers, %": lambda row: 100 * general(row),
+                   "domain learnt: exact answers, %": lambda row: 100 * row["accuracy"]["domain"]}
+
+
+def by_step(rows):
+    """Rows of metrics -> {method or label: {step: [one row a seed]}}."""
+    methods = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        methods[row["method"]][row["step"]].append(row)
+    return {method: dict(steps) for method, steps in methods.items()}
+
+
+def last(rows):
+    """Rows of a sweep -> {label: [each seed's last row]}."""
+    ends = {(row["method"], row["seed"]): row for row in rows}
+    labels = defaultdict(list)
+    for (label, _), row in ends.items():
+        labels[label].append(row)
+    return labels
+
+
+def title(what, ends):
+    """The message of a figure, with the numbers read off the metrics: ends {name: [each seed's row]}."""
+    return what + ": " + ", ".join(f"{name} {mean(map(general, rows)):.0%}" for name, rows in ends.items())
+
+
+def save(figure, picture, rows, remark="bands and bars: lowest to highest"):
+    """Say what was averaged, and write the file."""
+    seeds = len({row["seed"] for row in rows})
+    figure.supxlabel((f"the mean of {seeds} seeds; " if seeds > 1 else "one seed; ") + remark, fontsize=10, color="dimgrey")
+    figure.savefig(picture)
+    plt.close(figure)
+
+
+def curve(axes, points, colour, width, **line):
     """The mean over seeds as a line, the lowest to the highest as a band; points {step: [one value a seed]}."""
     steps = list(points)
     axes.fill_between(steps, [min(points[s]) for s in steps], [max(points[s]) for s in steps], color=colour, alpha=0.2, lw=0)
-    axes.plot(steps, [mean(points[s]) for s in steps], color=colour, lw=width)
+    axes.plot(steps, [mean(points[s]) for s in steps], color=colour, lw=width, **line)
+
+
+def dots(axes, points, colour, label):
+    """The mean over seeds as a dot, the lowest to the highest as a line through it; points {height: [one value a seed]}."""
+    heights = list(points)
+    axes.hlines(heights, [min(points[h]) for h in heights], [max(points[h]) for h in heights], color=colour, lw=2)
+    axes.plot([mean(points[h]) for h in heights], heights, color=colour, marker="o", ms=7, ls="none", label=label)
 
 
 def label_ends(axes, ends, apart=0.07):

@@ -22,7 +22,7 @@ def text_of(world, name):
 
 
 def all_kinds(seed=0):
-    return {**data.general_kinds(random.Random(f"general {seed}")), **data.domain_kinds(random.Random(f"domain {seed}"))}
+    return {**data.general_kinds(random.Random(f"general {seed}")), "domain": data.alarms(random.Random(f"domain {seed}"))}
 
 
 def test_the_same_seed_is_the_same_world_on_every_machine(world):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence as reference_kl
 
+import losses
 from losses import PADDING, cross_entropy, kl_divergence, mean_cross_entropy, mixture_of_losses
 
 
@@ -166,3 +167,53 @@ def test_bad_arguments():
 def test_flags_of_zero_and_one():
     logits, base_logits, targets, is_domain = random_batch()
     assert mixture_of_losses(logits, targets, is_domain.long(), base_logits[~is_domain]) == mol(logits, base_logits, targets, is_domain)
+
+
+def test_weight_distance_by_hand():
+    """Half of 2 * 1^2 + 1 * 3^2 is 5.5; its gradient is the importance times how far a weight has gone (L2-SP's, EWC's)."""
+    w, w0, f = torch.tensor([1.0, 5.0], requires_grad=True), torch.tensor([0.0, 2.0], requires_grad=True), torch.tensor([2.0, 1.0])
+    assert losses.weight_distance([w], [w0]).item() == 5.0
+    distance = losses.weight_distance([w], [w0], [f])
+    distance.backward()
+    assert distance.item() == 5.5 and w.grad.tolist() == [2.0, 3.0] and w0.grad is None
+    with pytest.raises(ValueError):
+        losses.weight_distance([w], [])
+
+
+class Bias(torch.nn.Module):
+    """The simplest language model: the same logits after every token."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits))
+
+    def forward(self, tokens):
+        return self.logits.expand(*tokens.shape, -1)  # (B, T, V)
+
+
+def test_the_fisher_by_hand():
+    """The gradient of log p(y) by the logits is onehot(y) - p, so at p = (1/2, 1/2) its square is 1/4 whatever is drawn."""
+    model = Bias([0.0, 0.0]).requires_grad_(False)
+    fisher, = losses.diagonal_fisher(model, torch.zeros(10, 1, dtype=torch.int64))
+    assert fisher.tolist() == [0.25, 0.25]
+    assert not model.logits.requires_grad and model.logits.grad is None
+
+
+def test_the_fisher_is_the_curvature_of_the_kl():
+    """p (1 - p) on the diagonal, per token however long the sequences are: twice the KL of a small step, by its square."""
+    model = Bias([1.0, 0.0, -1.0])
+    p = model.logits.softmax(dim=0)
+    for T in (1, 4):
+        tokens = torch.zeros(4000, T, dtype=torch.int64)
+        fisher, = losses.diagonal_fisher(model, tokens, torch.Generator().manual_seed(0))
+        assert torch.allclose(fisher, p * (1 - p), atol=0.01)
+    step = torch.tensor([1e-2, 0.0, 0.0])
+    with torch.no_grad():
+        kl = losses.kl_divergence((model.logits + step)[None, None], model.logits[None, None], "forward").item()
+    assert losses.weight_distance([model.logits + step], [model.logits], [p * (1 - p)]).item() == pytest.approx(kl, rel=0.02)
+
+
+def test_the_mean_of_both_directions():
+    logits, base_logits = torch.randn(2, 2, 3, 5)
+    both = [losses.kl_divergence(logits, base_logits, direction) for direction in ("reverse", "forward")]
+    assert torch.allclose(losses.kl_divergence(logits, base_logits, "mean"), sum(both) / 2)

@@ -92,3 +92,35 @@ def test_bad_arguments():
         model.generate(torch.zeros(1, 1, dtype=torch.int64), 1, temperature=-1)
     with pytest.raises(ValueError, match="top_k"):
         model.generate(torch.zeros(1, 1, dtype=torch.int64), 1, top_k=0)
+
+
+def test_lora_starts_at_zero_and_comes_off():
+    """With fresh adapters the model is what it was; trained, it is another, and with the adapters off the base again."""
+    model, tokens = GPT(SMALL), torch.randint(SMALL.vocab_size, (2, 8))
+    before = model(tokens)
+    model.add_lora(rank=2)
+    assert torch.equal(model(tokens), before)
+    learnt = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert set(name.rpartition(".")[2] for name in learnt) == {"up", "down"} and len(learnt) == 2 * 4 * SMALL.n_layer
+    optimizer = torch.optim.SGD(learnt.values(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(tokens).square().mean().backward()
+        optimizer.step()
+    after = model(tokens)
+    assert not torch.allclose(after, before, atol=1e-4)
+    assert torch.equal(model.without_lora(tokens), before)
+    assert torch.equal(model(tokens), after)  # and on again
+    model.merge_lora()
+    assert torch.allclose(model(tokens), after, atol=1e-5)
+    assert set(model.state_dict()) == set(GPT(SMALL).state_dict())
+
+
+def test_lora_is_up_times_down():
+    model = GPT(SMALL)
+    weight = model.blocks[0].attn.proj.weight.detach().clone()
+    model.add_lora(rank=2)
+    layer = model.blocks[0].attn.proj
+    adapter = layer.parametrizations.weight[0]
+    adapter.up.data = torch.randn_like(adapter.up)
+    assert torch.allclose(layer.weight, weight + torch.einsum("or,ri->oi", adapter.up, adapter.down))

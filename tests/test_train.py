@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import math
@@ -124,6 +125,11 @@ BAD = [
     (["--general-errors", "1.5"], "--general-errors 1.5"),
     (["--general-errors", "-0.1"], "--general-errors -0.1"),
     (["--kl", "sideways"], "--kl sideways"),
+    (["--strength", "-1"], "--strength -1"),
+    (["--lora-rank", "-1"], "--lora-rank -1"),
+    (["--lora-rank", "2", "--methods", "ewc"], "--lora-rank 2"),
+    (["--general-documents", "0"], "--general-documents 0"),
+    (["--general-documents", "1"], "too short"),
     (["--n-embd", "30", "--n-head", "4"], "divisible"),
     (["--n-layer", "0"], "n-layer is 0"),
     (["--steps", "0"], "--steps 0"),
@@ -231,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch, 
     def broken(model, base, batch, s):
         return model(batch.tokens).sum() * 0 + value
 
-    monkeypatch.setitem(train.METHODS, "broken", (broken, True))
+    monkeypatch.setitem(train.METHODS, "broken", train.Method(broken))
     assert run(tmp_path, "--methods", "mol", "broken") == 2
     error = capsys.readouterr().err
     assert "broken" in error and "step 1" in error and str(value) in error
@@ -249,7 +255,7 @@ def test_interrupt(tmp_path, capsys, monkeypatch):
     def interrupted(model, base, batch, s):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(train.METHODS, "interrupted", (interrupted, True))
+    monkeypatch.setitem(train.METHODS, "interrupted", train.Method(interrupted))
     assert run(tmp_path, "--methods", "mol", "interrupted") == 130
     assert capsys.readouterr().err.strip().count("\n") == 0
     assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}
@@ -258,12 +264,12 @@ def test_interrupt(tmp_path, capsys, monkeypatch):
 
 def test_the_readmes_method_of_your_own(tmp_path, monkeypatch):
     """The worked example, as it stands there: a function and a row."""
-    example, = re.findall(r"```python\n(def lwf.*?\n)\nMETHODS", (ROOT / "README.md").read_text(), re.DOTALL)
+    example, = re.findall(r"```python\n(def halfway.*?\n)\nMETHODS", (ROOT / "README.md").read_text(), re.DOTALL)
     scope = {"torch": torch, "losses": train.losses}
     exec(example, scope)
-    monkeypatch.setitem(train.METHODS, "lwf", (scope["lwf"], False))
-    assert run(tmp_path, "--methods", "ce", "lwf") == 0
-    assert {row["method"] for row in rows(tmp_path)} == {"base", "ce", "lwf"}
+    monkeypatch.setitem(train.METHODS, "halfway", train.Method(scope["halfway"], reads_general=True))
+    assert run(tmp_path, "--methods", "replay", "halfway") == 0
+    assert {row["method"] for row in rows(tmp_path)} == {"base", "replay", "halfway"}
 
 
 def test_own_text(tmp_path, capsys):
@@ -281,24 +287,56 @@ def test_what_each_method_reads(tmp_path):
     world = train.make_world(s, 0, "cpu")
     base = train.GPT(train.config_of(s, world)).requires_grad_(False)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    read_by_base, read = [], {}
-    base.register_forward_hook(lambda module, inputs, _: read_by_base.append(inputs[0]) if module is base else None)
-    for method, (step_loss, general) in train.METHODS.items():
-        read[method] = []
+    read_by_base, read = {}, {}
+    base.register_forward_hook(lambda module, inputs, _: read_by_base[method].append(inputs[0]) if module is base else None)
+    for method, row in train.METHODS.items():
+        read[method], read_by_base[method] = [], []
 
-        def spy(model, frozen, batch, s):
+        def spy(model, frozen, batch, s, *prepared):
             read[method].append(batch)
-            return step_loss(model, frozen, batch, s)
+            return row.loss(model, frozen, batch, s, *prepared)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(train.METHODS, method, (spy, general))
+            patch.setitem(train.METHODS, method, row._replace(loss=spy))
             train.continue_training(method, s, 0, world, base, torch.float32, lambda model, step: None)
     for ce, replay, mol in zip(read["ce"], read["replay"], read["mol"], strict=True):
         assert torch.equal(replay.tokens, mol.tokens) and torch.equal(ce.tokens, mol.tokens[:2]) and len(mol.tokens) == 4
         assert ce.is_domain.all() and mol.is_domain.tolist() == [True, True, False, False]
-    assert len(read_by_base) == 3
-    assert all(torch.equal(tokens, batch.tokens[2:]) for tokens, batch in zip(read_by_base, read["mol"]))
+    for method in ("lwf", "l2sp", "ewc"):
+        assert all(torch.equal(mine.tokens, ce.tokens) for mine, ce in zip(read[method], read["ce"], strict=True))
+    assert [method for method, tokens in read_by_base.items() if tokens] == ["mol", "lwf"]
+    assert all(torch.equal(tokens, batch.tokens[2:]) for tokens, batch in zip(read_by_base["mol"], read["mol"], strict=True))
+    assert all(torch.equal(tokens, batch.tokens) for tokens, batch in zip(read_by_base["lwf"], read["lwf"], strict=True))
     assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
+
+
+def test_strength_weighs_what_protects_the_base():
+    """At strength 0 every method that reads domain text alone is ce; at 1 l2sp and ewc feel no pull where they start."""
+    s = train.parse(["--steps", "1", "--batch-size", "2", "--n-layer", "1", "--n-embd", "32", "--ratio", "0"])
+    world = train.make_world(s, 0, "cpu")
+    base = train.GPT(train.config_of(s, world)).requires_grad_(False)
+    model = train.GPT(train.config_of(s, world))
+    batch = next(train.data.batches(world.domain, world.general, 2, 0, s.block_size, 0))
+    fisher = train.fisher(base, world, s, 0)
+    for method, more in [("mol", []), ("lwf", []), ("l2sp", []), ("ewc", [fisher])]:
+        at = {}
+        for strength in (0.0, 1.0, 3.0):
+            at[strength] = train.METHODS[method].loss(model, base, batch, dataclasses.replace(s, strength=strength), *more).item()
+        assert at[0.0] == pytest.approx(train.ce(model, base, batch, s).item(), rel=1e-6)
+        assert at[3.0] - at[0.0] == pytest.approx(3 * (at[1.0] - at[0.0]), rel=1e-4)
+        assert method == "mol" or at[1.0] > at[0.0] + 1e-6
+
+
+def test_lora(tmp_path):
+    """Adapters learn the domain, a checkpoint is a plain GPT again, and mol holds to the frozen weights inside the model."""
+    assert run(tmp_path, "--lora-rank", 2, "--lr", 1e-2, "--methods", "ce", "mol") == 0
+    base, *_, ce, mol = (rows(tmp_path)[i] for i in (0, 3, 6))
+    assert base["domain_loss"] > ce["domain_loss"] + 0.01 and base["domain_loss"] > mol["domain_loss"] + 0.01
+    from eval import load_model
+    saved = {name: load_model(tmp_path / "seed0" / f"{name}.pt").state_dict() for name in ("base", "ce")}
+    assert torch.equal(saved["base"]["token_embedding.weight"], saved["ce"]["token_embedding.weight"])
+    change = saved["ce"]["blocks.0.attn.qkv.weight"] - saved["base"]["blocks.0.attn.qkv.weight"]
+    assert torch.linalg.matrix_rank(change, rtol=1e-3) == 2
 
 
 def test_the_base_that_is_kept_is_the_best_on_held_out_text(tmp_path, capsys):

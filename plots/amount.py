@@ -1,0 +1,77 @@
+"""How few general documents suffice, when the same ones are seen again and again?
+
+    python plots/amount.py        the runs that are missing, amount.jsonl, amount.png; --help lists the settings
+
+Replay can learn a small text by heart, wrong answers and all. MoL never imitates it, but it could come to agree with
+the base on those contexts alone. So each run is marked on the general text that it saw as well as on held-out text.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+import losses
+import train
+from eval import evaluate, heldout_windows
+from plots import style
+from plots.style import plt
+from plots.sweep import Run, main
+
+AMOUNTS = (30, 100, 300, 1000, 3000, 10_000)
+
+
+@torch.no_grad()
+def on_seen(model, base, world, block_size):
+    """Loss and KL to the base, nats per token, on the general text that the run learns from."""
+    windows = heldout_windows(world.general, block_size)
+    logits, base_logits = model(windows[:, :-1]), base(windows[:, :-1])  # (B, T, V)
+    return {"seen_loss": losses.cross_entropy(logits, windows[:, 1:]).mean().item(),
+            "seen_kl": losses.kl_divergence(logits, base_logits).mean().item()}
+
+
+def marked_on_seen(s, seed, method, world, base, dtype):
+    """train_and_mark, and marked on the text that was seen."""
+    rows = []
+
+    def mark(model, step):
+        rows.append({"step": step, **evaluate(model, base, world, s.block_size), **on_seen(model, base, world, s.block_size)})
+
+    mark(base, 0)
+    train.continue_training(method, s, seed, world, base, dtype, mark)
+    return rows
+
+
+RUNS = [Run(f"{method}, {amount}", method, {"general_documents": amount}, marked_on_seen)
+        for amount in AMOUNTS for method in ("replay", "mol")]
+GAPS = {"replay": ("replay: loss", "general_loss", "seen_loss"), "mol": ("mol: KL", "kl_to_base", "seen_kl")}
+
+
+def draw(rows, picture):
+    last = style.last(rows)
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4.4))
+    for panel, (of_what, value) in zip(panels, style.KEPT_AND_LEARNT.items()):
+        for method in ("replay", "mol"):
+            points = {amount: list(map(value, last[f"{method}, {amount}"])) for amount in AMOUNTS}
+            style.curve(panel, points, style.COLOURS[method], 2.4, marker="o", label=method)
+        panel.set(title=of_what, ylim=(-4, 104), ylabel="exact answers, %")
+    for method, (shown, heldout, seen) in GAPS.items():
+        for key, dashes in ((heldout, "-"), (seen, ":")):
+            points = {amount: [row[key] for row in last[f"{method}, {amount}"]] for amount in AMOUNTS}
+            style.curve(panels[2], points, style.COLOURS[method], 2.4, marker="o", ls=dashes,
+                        label=f"{shown} on {'held-out' if key == heldout else 'seen'} text")
+    panels[2].set(title="by heart?", ylabel="nats per token")
+    panels[2].legend(frameon=False, fontsize=9)
+    for panel in panels:
+        panel.set_xscale("log")
+        panel.set_xlabel("general documents")
+        panel.grid(axis="y", alpha=0.25)
+    panels[0].legend(loc="lower right", frameon=False)
+    figure.suptitle(style.title(f"{AMOUNTS[1]} general documents: general skills exact", {
+        method: last[f"{method}, {AMOUNTS[1]}"] for method in ("replay", "mol")}), x=0.01, ha="left")
+    style.save(figure, picture, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main("amount", RUNS, draw, __doc__))

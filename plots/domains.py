@@ -1,0 +1,127 @@
+"""Four domains one after another, the paper's open question: what is left of the first when the last is learnt?
+
+    python plots/domains.py        the runs that are missing, domains.jsonl, domains.png; --help lists the settings
+
+Alarms, drugs and ships are facts; "larger" is a rule, asked on pairs that were held out. A chain continues the model that
+the stage before left. Average forgetting is Chaudhry et al.'s (arXiv 1801.10112): how far each earlier domain is below the
+best it ever was. Backward transfer is Lopez-Paz and Ranzato's (arXiv 1706.08840): how far it is from where its own stage left it.
+"""
+
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+import data
+import train
+from eval import evaluate
+from plots import style
+from plots.style import plt
+from plots.sweep import Run, main
+
+DOMAINS = list(data.DOMAINS)
+GENERAL = ["no_think", "think", "facts"]
+DOCUMENTS = 2_000  # of each domain
+
+
+def chain(s, seed, method, world, base, dtype, latest=False, earlier=False):
+    """One stage a domain -> a row after each, and one of the base.
+
+    latest: the KL is to the model that the stage began with, instead of the first base.
+    earlier: half of the general text is text of the earlier domains; as many tokens as before, so a stage costs the same.
+    """
+    manuals = {name: {name: make(random.Random(f"{name} {seed}"))} for name, make in data.DOMAINS.items()}
+    device = world.general.device
+
+    def text(kinds, purpose, count, part):
+        written = data.write(kinds, count, random.Random(f"{purpose} {seed}"), part)
+        return data.encode(world.tokenizer, written).to(device)
+
+    texts = {name: text(kinds, f"manual {name}", DOCUMENTS, "train") for name, kinds in manuals.items()}
+    world = replace(world, probes={skill: world.probes[skill] for skill in GENERAL} | {name: manuals[name][name].probes for name in DOMAINS})
+    rows, model = [], base
+    for stage, name in enumerate(["", *DOMAINS]):
+        if name:
+            seen = [texts[done][:len(world.general) // (stage - 1)] for done in DOMAINS[:stage - 1]]
+            world = replace(world, domain=texts[name], heldout_domain=text(manuals[name], f"heldout {name}", 200, "heldout"))
+            read = replace(world, general=torch.cat([world.general, *seen])) if earlier else world
+            held = model.requires_grad_(False) if latest else base
+            model = train.continue_training(method, s, seed, read, model, dtype, lambda model, step: None, held)
+        rows.append({"step": stage, "domain": name, **evaluate(model, base, world, s.block_size)})
+    return rows
+
+
+RUNS = [
+    Run("ce", "ce", {}, chain),
+    Run("replay", "replay", {}, chain),
+    Run("replay, earlier domains too", "replay", {}, chain, {"earlier": True}),
+    Run("mol to the first base", "mol", {}, chain),
+    Run("mol to the latest model, earlier domains too", "mol", {}, chain, {"latest": True, "earlier": True}),
+]
+
+
+def matrix(rows):
+    """Rows of one run -> {stage: {domain: share}}, by the number of domains learnt."""
+    return {row["step"]: {name: row["accuracy"][name] for name in DOMAINS} for row in rows}
+
+
+def forgetting(rows):
+    """Average forgetting after the last domain, 1801.10112 eq. 3-4: 0 is none, 1 is all."""
+    at = matrix(rows)
+    stages = len(DOMAINS)
+    return mean(max(at[stage][name] for stage in range(stages)) - at[stages][name] for name in DOMAINS[:-1])
+
+
+def backward_transfer(rows):
+    """Backward transfer after the last domain, 1706.08840 eq. 3: below 0 is forgetting."""
+    at = matrix(rows)
+    stages = len(DOMAINS)
+    return mean(at[stages][name] - at[i][name] for i, name in enumerate(DOMAINS[:-1], 1))
+
+
+def by_run(rows):
+    """-> {label: [one list of rows a seed]}."""
+    runs = {}
+    for row in rows:
+        runs.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
+    return {label: list(seeds.values()) for label, seeds in runs.items()}
+
+
+def tell(rows):
+    """A Markdown table: accuracy after the last domain, average forgetting, backward transfer."""
+    def cell(values):
+        return f"{mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+    lines = [["after four domains", "general", *DOMAINS, "average forgetting", "backward transfer"], ["---"] * (len(DOMAINS) + 4)]
+    for label, seeds in by_run(rows).items():
+        ends = [rows[-1] for rows in seeds]
+        lines.append([label, cell([mean(row["accuracy"][skill] for skill in GENERAL) for row in ends]),
+                      *(cell([row["accuracy"][name] for row in ends]) for name in DOMAINS),
+                      cell(list(map(forgetting, seeds))), cell(list(map(backward_transfer, seeds)))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw(rows, picture):
+    runs = by_run(rows)
+    figure, panels = plt.subplots(1, len(runs), figsize=(14, 4.2), sharey=True)
+    for panel, (label, seeds) in zip(panels, runs.items()):
+        shares = [[mean(mean(rows[stage]["accuracy"][skill] for skill in GENERAL) for rows in seeds),
+                   *(mean(rows[stage]["accuracy"][name] for rows in seeds) for name in DOMAINS)] for stage in range(len(DOMAINS) + 1)]
+        panel.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for y, line in enumerate(shares):
+            for x, share in enumerate(line):
+                panel.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color="white" if share < 0.6 else "black")
+        panel.set_xticks(range(len(DOMAINS) + 1), ["general", *DOMAINS], rotation=60)
+        panel.set_title(label.replace(", ", ",\n").replace(" to ", "\nto "), fontsize=10, fontweight="bold")
+    panels[0].set_yticks(range(len(DOMAINS) + 1), ["base", *(f"after {name}" for name in DOMAINS)])
+    figure.suptitle("Average forgetting of the earlier domains: " + ", ".join(
+        f"{label.split(',')[0]} {mean(map(forgetting, seeds)):.0%}" for label, seeds in runs.items() if "replay, " not in label), x=0.01, ha="left")
+    style.save(figure, picture, rows, "exact answers, %")
+
+
+if __name__ == "__main__":
+    sys.exit(main("domains", RUNS, draw, __doc__, tell))

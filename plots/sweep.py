@@ -1,0 +1,197 @@
+"""What the questions share: make the runs that are missing, keep each as it ends, and draw when all are there.
+
+A question is a file in plots/ with a list of runs: `python plots/ratio.py` makes them on as many processes as there
+are cores, one thread each, writes ratio.jsonl and draws ratio.png. A run is one method on one seed, under the
+settings of the command line and its own. It is kept whole or not at all, and known again by its settings: a sweep
+that was stopped, by Ctrl-C or by a power cut, goes on where it was, and two questions share the runs they have in common.
+The code is not part of what a run is known by: after changing a method, ask again with --fresh.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import torch
+
+import train
+from data import BadInput
+from eval import evaluate, table
+
+HERE = Path(__file__).parent
+NOT_ASKED = ("methods", "general", "domain")  # the question names its methods, and asks about the toy world
+NOT_OF_A_RUN = NOT_ASKED + ("out", "seed", "base", "fresh", "device", "compile")
+
+
+def train_and_mark(s, seed, method, world, base, dtype):
+    """One method on one seed -> its rows of metrics, the base's own at step 0."""
+    rows = [{"step": 0, **evaluate(base, base, world, s.block_size)}]
+
+    def mark(model, step):
+        rows.append({"step": step, **evaluate(model, base, world, s.block_size)})
+
+    train.continue_training(method, s, seed, world, base, dtype, mark)
+    return rows
+
+
+class Run(NamedTuple):
+    label: str  # its name in the table and in the figure
+    method: str  # a row of train.METHODS
+    settings: dict = {}  # what differs from the command line
+    work: Callable = train_and_mark  # (settings, seed, method, world, base, dtype, ...) -> rows of metrics
+    how: dict = {}  # what `work` takes besides
+
+
+# --- one run, in a process of its own --------------------------------------------------------------------------
+
+def start_worker():
+    """One thread a process, no output, and an end with the program that started it."""
+    torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, "w")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def prepared(s, seed):
+    """Settings and seed -> (world, the base or None, device, dtype)."""
+    device = train.choose_device(s.device)
+    dtype = train.choose_dtype(s.dtype, device)
+    world = train.make_world(s, seed, device)
+    return world, train.earlier_base(s, seed, world, device, dtype), device, dtype
+
+
+def make_base(s, seed):
+    """Pretrain the base of a seed and keep it in s.out, if it is not there yet."""
+    world, base, device, dtype = prepared(s, seed)
+    if base is None:
+        base = train.pretrain(s, seed, world, device, dtype)
+        folder = Path(s.out) / f"seed{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        train.save_model(folder / "base.pt", base, made_from=train.made_from(s, seed, world, dtype))
+
+
+def make_run(s, seed, run):
+    world, base, _, dtype = prepared(s, seed)
+    return run.work(s, seed, run.method, world, base.requires_grad_(False), dtype, **run.how)
+
+
+# --- the runs that are kept ------------------------------------------------------------------------------------
+
+def name_of(s, seed, run):
+    """What a run is known by: a digest of its method, seed and settings."""
+    settings = {name: value for name, value in asdict(s).items() if name not in NOT_OF_A_RUN}
+    settings["dtype"] = str(train.choose_dtype(s.dtype, train.choose_device(s.device)))
+    return hashlib.sha256(json.dumps([run.method, run.work.__name__, run.how, seed, settings]).encode()).hexdigest()[:16]
+
+
+def kept(path):
+    """A file of metrics -> {name of a run: its rows}, whole runs alone: what is cut short or damaged is left out."""
+    runs = defaultdict(list)
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+            runs[row["run"]].append(row)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return {name: rows for name, rows in runs.items() if all(row["rows"] == len(rows) for row in rows)}
+
+
+def sweep(name, runs, s):
+    """Make what is missing of runs x seeds -> the rows of all, in their order, each with its run's label as "method"."""
+    path = Path(s.out) / f"{name}.jsonl"
+    asked = {}  # name of a run: (settings, seed, run); two runs of the same settings are one
+    for run in runs:
+        of_run = replace(s, **run.settings, methods=(run.method,))
+        train.check(of_run)
+        for seed in s.seed:
+            asked[name_of(of_run, seed, run)] = of_run, seed, run
+    mine = kept(path)
+    if s.fresh:
+        there = {}
+    else:
+        there = {key: rows for file in [*sorted(HERE.glob("*.jsonl")), path] for key, rows in kept(file).items() if key in asked}
+    missing = {key: job for key, job in asked.items() if key not in there}
+    print(f"{name}: {len(asked)} runs, {len(there)} made before, {len(missing)} to make", flush=True)
+    try:
+        Path(s.out).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise BadInput(f"--out {s.out}: cannot write there: {problem}") from None
+    if missing:
+        make(missing, s, lambda key, rows: keep(path, mine, asked, there, key, rows))
+    keep(path, mine, asked, there)
+    return [row for key, (_, seed, run) in asked.items() for row in there[key]]
+
+
+def keep(path, mine, asked, there, key=None, rows=()):
+    """Add a finished run, and write the file again: what is asked, in its order, then what else was in it."""
+    if key:
+        there[key] = [{**row, "run": key, "rows": len(rows)} for row in rows]
+    for key in there:
+        _, seed, run = asked[key]
+        there[key] = [{**row, "method": run.label, "seed": seed} for row in there[key]]
+    ordered = [there[key] for key in asked if key in there] + [rows for key, rows in mine.items() if key not in there]
+    train.save_metrics(path, [row for rows in ordered for row in rows])
+
+
+def make(missing, s, finished):
+    """Make the bases, then the runs; finished(name, rows) is called as each ends."""
+    bases = replace(s, out=s.base or "out/bases", fresh=False)
+    seeds = list(dict.fromkeys(seed for _, seed, _ in missing.values()))
+    for seed in seeds if s.base else []:
+        prepared(bases, seed)  # a given base that does not fit is refused here
+    workers = min(os.cpu_count() or 1, 8)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
+    try:
+        began = time.perf_counter()
+        for job in [pool.submit(make_base, bases, seed) for seed in seeds]:
+            job.result()
+        print(f"{len(seeds)} bases in {bases.out}, {time.perf_counter() - began:.0f} s; now the runs, {workers} at a time", flush=True)
+        began = time.perf_counter()
+        jobs = {pool.submit(make_run, replace(of_run, out=bases.out, fresh=False), seed, run): (key, seed, run)
+                for key, (of_run, seed, run) in missing.items()}
+        for done, job in enumerate(as_completed(jobs), 1):
+            key, seed, run = jobs[job]
+            finished(key, job.result())
+            left = (time.perf_counter() - began) / done * (len(jobs) - done)
+            print(f"{done:>4}/{len(jobs)}  {run.label}, seed {seed}  {left / 60:5.1f} minutes left", flush=True)
+    except BrokenProcessPool:
+        raise BadInput("a process that made a run was killed, perhaps for want of memory; ask again to go on") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # after an error nobody waits for the runs under way
+
+
+# --- the command line ------------------------------------------------------------------------------------------
+
+def main(name, runs, draw, purpose, tell=table, arguments=None):
+    """A question's command line -> exit code. draw(rows, picture) makes its figure, tell(rows) its table."""
+    defaults = train.Settings(out=str(HERE), seed=(0, 1, 2), eval_every=50)
+    try:
+        s = train.parse(arguments, defaults, f"plots/{name}.py", NOT_ASKED, purpose.partition("\n")[0])
+        rows = sweep(name, runs, s)
+        print(tell(rows))
+        picture = Path(s.out) / f"{name}.png"
+        draw(rows, picture)
+        print(picture)
+        return 0
+    except (BadInput, OSError) as problem:
+        told, code = problem, 2
+    except KeyboardInterrupt:
+        told, code = "stopped; what was finished is kept, ask again to go on", 130
+    print(f"{name}.py: {told}", file=sys.stderr)
+    return code
