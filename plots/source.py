@@ -10,6 +10,7 @@
     noise            words of random letters, related to nothing
 """
 
+import math
 import random
 import string
 import sys
@@ -33,9 +34,9 @@ def pretraining(s, seed, world, base):
 def own_samples(s, seed, world, base, at_once=512):
     """As many tokens as the open sample has, drawn from the base: every row starts on a new line."""
     generator = torch.Generator(world.general.device).manual_seed(seed)
-    line = torch.full((at_once, 1), world.tokenizer.encode_single_token("\n"), device=world.general.device)
-    written = torch.cat([base.generate(line, s.block_size - 1, generator=generator)
-                         for _ in range(0, len(world.general), at_once * s.block_size)])
+    rows = math.ceil(len(world.general) / s.block_size)
+    lines = torch.full((rows, 1), world.tokenizer.encode_single_token("\n"), device=world.general.device)
+    written = torch.cat([base.generate(some, s.block_size - 1, generator=generator) for some in lines.split(at_once)])
     return written.flatten()[:len(world.general)]
 
 

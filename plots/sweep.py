@@ -115,7 +115,7 @@ def sweep(name, runs, s):
     path = Path(s.out) / f"{name}.jsonl"
     asked = {}  # name of a run: (settings, seed, run); two runs of the same settings are one
     for run in runs:
-        of_run = replace(s, **run.settings, methods=(run.method,))
+        of_run = replace(s, **run.settings, methods=(run.method,), fresh=False)
         train.check(of_run)
         for seed in s.seed:
             asked[name_of(of_run, seed, run)] = of_run, seed, run
@@ -151,17 +151,19 @@ def make(missing, s, finished):
     """Make the bases, then the runs; finished(name, rows) is called as each ends."""
     bases = replace(s, out=s.base or "out/bases", fresh=False)
     seeds = list(dict.fromkeys(seed for _, seed, _ in missing.values()))
-    for seed in seeds if s.base else []:
-        prepared(bases, seed)  # a given base that does not fit is refused here
+    if s.base:
+        for seed in seeds:
+            prepared(bases, seed)  # one that does not fit is refused here
+        seeds = []
     workers = min(os.cpu_count() or 1, 8)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
-        began = time.perf_counter()
+        if seeds:
+            print(f"the bases first, in {bases.out}, some minutes", flush=True)
         for job in [pool.submit(make_base, bases, seed) for seed in seeds]:
             job.result()
-        print(f"{len(seeds)} bases in {bases.out}, {time.perf_counter() - began:.0f} s; now the runs, {workers} at a time", flush=True)
         began = time.perf_counter()
-        jobs = {pool.submit(make_run, replace(of_run, out=bases.out, fresh=False), seed, run): (key, seed, run)
+        jobs = {pool.submit(make_run, replace(of_run, out=bases.out), seed, run): (key, seed, run)
                 for key, (of_run, seed, run) in missing.items()}
         for done, job in enumerate(as_completed(jobs), 1):
             key, seed, run = jobs[job]

@@ -1,0 +1,233 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from plots import amount, direction, domains, modes, quality, ratio, rivals, source, sweep
+
+ROOT = Path(__file__).parent.parent
+QUESTIONS = {"amount": amount, "direction": direction, "domains": domains, "modes": modes, "quality": quality, "ratio": ratio,
+             "rivals": rivals, "source": source}
+TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3", "--base-batch-size", "4", "--steps", "4",
+        "--batch-size", "2", "--eval-every", "2", "--device", "cpu", "--dtype", "float32"]
+RUNS = [sweep.Run("replay, wrong", "replay", {"general_errors": 1.0}), sweep.Run("mol", "mol")]
+
+
+def ask(out, *more, runs=RUNS, drawn=lambda rows, picture: None):
+    arguments = ["--out", str(out), "--base", str(out / "bases"), "--seed", "0", *TINY, *map(str, more)]
+    return sweep.main("asked", runs, drawn, "A question.", arguments=arguments)
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A run's folder with the tiny bases of seeds 0 and 1."""
+    out = tmp_path_factory.mktemp("bases")
+    assert train.main(["--out", str(out), "--seed", "0", "1", "--methods", "mol", *TINY]) == 0
+    return out
+
+
+def test_a_sweep_is_made_once_and_goes_on_where_it_stopped(tmp_path, bases, capsys):
+    (tmp_path / "bases").symlink_to(bases)
+    path, seen = tmp_path / "asked.jsonl", []
+    assert ask(tmp_path, "--seed", 0, 1, drawn=lambda rows, picture: seen.append(rows)) == 0
+    whole = path.read_text()
+    assert [(row["method"], row["seed"], row["step"]) for row in rows(path)] == [
+        (label, seed, step) for label in ("replay, wrong", "mol") for seed in (0, 1) for step in (0, 2, 4)]
+    assert seen == [rows(path)] and "4 to make" in capsys.readouterr().out
+    # the same run as train.py's, but for the threads that computed it
+    mine, = (row for row in rows(path) if (row["method"], row["seed"], row["step"]) == ("mol", 1, 4))
+    theirs, = (row for row in rows(bases / "metrics.jsonl") if (row["method"], row["seed"], row["step"]) == ("mol", 1, 4))
+    assert mine["general_loss"] == pytest.approx(theirs["general_loss"], rel=1e-3)
+
+    lines = whole.splitlines()
+    for damaged, left in [("\n".join(lines[:-1]), 3), (whole.replace(lines[-3], "{}"), 3), (whole + '{"run": "half', 4),
+                          ("\0" * 9, 0), (whole[:-20], 3)]:
+        path.write_text(damaged)
+        assert len(sweep.kept(path)) == left
+    capsys.readouterr()
+    assert ask(tmp_path, "--seed", 0, 1) == 0
+    assert path.read_text() == whole and "1 to make" in capsys.readouterr().out
+    assert ask(tmp_path, "--kl", "forward") == 0  # other settings: made, and what was there is kept behind
+    assert set(lines) < set(path.read_text().splitlines())
+    assert "2 to make" in capsys.readouterr().out
+
+
+def test_questions_share_the_runs_they_have_in_common(tmp_path, bases, capsys, monkeypatch):
+    (tmp_path / "bases").symlink_to(bases)
+    assert ask(tmp_path, runs=RUNS[1:]) == 0
+    made = rows(tmp_path / "asked.jsonl")
+    (tmp_path / "asked.jsonl").rename(tmp_path / "earlier.jsonl")
+    monkeypatch.setattr(sweep, "HERE", tmp_path)
+    capsys.readouterr()
+    assert ask(tmp_path, runs=[RUNS[1]._replace(label="mol by another name")]) == 0
+    assert "0 to make" in capsys.readouterr().out
+    assert rows(tmp_path / "asked.jsonl") == [{**row, "method": "mol by another name"} for row in made]
+    assert ask(tmp_path, "--fresh", runs=RUNS[1:]) == 0
+    assert "1 to make" in capsys.readouterr().out
+
+
+def test_a_sweep_that_is_killed_goes_on(tmp_path, bases):
+    """kill -9 after the first run: whole runs are there and nothing else, no process stays, and asking again ends it."""
+    command = [sys.executable, ROOT / "plots" / "quality.py", "--out", tmp_path, "--base", bases, "--seed", "0", "1", *TINY]
+    path = tmp_path / "quality.jsonl"
+    asked = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not path.exists():
+        assert asked.poll() is None
+        time.sleep(0.02)
+    workers = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    workers = [int(pid) for pid, parent in map(str.split, workers.splitlines()) if int(parent) == asked.pid]
+    os.kill(asked.pid, signal.SIGKILL)
+    asked.wait()
+    found = rows(path)
+    assert found and all(sum(row["run"] == other["run"] for other in found) == row["rows"] == 3 for row in found)
+    made = len({row["run"] for row in found})
+    assert made < 24 and not (tmp_path / "quality.png").exists() and workers
+    for _ in range(200):
+        if not any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in workers):
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the processes of a killed sweep go on")
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and f"24 runs, {made} made before" in again.stdout
+    assert len({row["run"] for row in rows(path)}) == 24 and rows(path)[0]["rows"] == 3
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (["--general-errors", "2"], "--general-errors 2"), (["--steps", "0"], "--steps 0"), (["--methods", "mol"], "--methods"),
+    (["--general", "README.md"], "--general"), (["--base", "nowhere"], "nowhere"), (["--base-steps", "4"], "--base"),
+])
+def test_a_question_refuses_what_train_refuses(arguments, told, tmp_path, bases, capsys):
+    (tmp_path / "bases").symlink_to(bases)
+    assert ask(tmp_path, *arguments, runs=RUNS[1:]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and not (tmp_path / "asked.jsonl").exists()
+
+
+def fails(s, seed, method, world, base, dtype):
+    raise train.BadInput(f"{method}: the loss is nan at step 1; a lower learning rate may help")
+
+
+def test_a_run_that_fails_stops_the_sweep(tmp_path, bases, capsys):
+    (tmp_path / "bases").symlink_to(bases)
+    assert ask(tmp_path, runs=[sweep.Run("broken", "mol", {}, fails)]) == 2
+    assert "the loss is nan" in capsys.readouterr().err
+
+
+def made_up(question):
+    """Rows as a sweep of this question has them, on two seeds."""
+    sentence = {"tokens": ["a", "\n"], "reverse": [0.1, 0.2], "forward": [0.3, 0.1]}
+    mode = {"tokens": ["1", "\n"], "right": [0.9, 1.0], "first_wrong": [0.1, 0.0]}
+    found = []
+    for i, run in enumerate(question.RUNS):
+        for seed in (0, 1):
+            for step in range(5) if question is domains else (0, 50, 100):
+                names = ["no_think", "think", "facts", *(domains.DOMAINS if question is domains else ["domain"])]
+                found.append({"method": run.label, "seed": seed, "step": step, "general_loss": 1.0, "domain_loss": 1.0, "kl_to_base": 0.1,
+                              "seen_loss": 0.9, "seen_kl": 0.1, "sentences": [sentence] * 3, "modes": {"no_think": mode, "think": mode},
+                              "accuracy": {name: (i + seed) / (len(question.RUNS) + 1) for name in names}})
+    return found
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_question_draws_and_names_its_runs(name, tmp_path):
+    question = QUESTIONS[name]
+    labels = [run.label for run in question.RUNS]
+    assert len(set(labels)) == len(labels)
+    s = train.Settings()
+    for run in question.RUNS:
+        train.check(replace(s, **run.settings, methods=(run.method,)))
+    assert len({sweep.name_of(replace(s, **run.settings), 0, run) for run in question.RUNS}) == len(labels)
+    question.draw(made_up(question), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    if hasattr(question, "tell"):
+        assert question.tell(made_up(question)).startswith("|")
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_what_the_readme_shows_of_a_question_is_committed(name):
+    """Where a question has its metrics beside it, they are whole, of three seeds, and its picture is there."""
+    path = ROOT / "plots" / f"{name}.jsonl"
+    asked = f"plots/{name}.png" in (ROOT / "README.md").read_text()
+    assert path.exists() == path.with_suffix(".png").exists() == asked
+    if asked:
+        found = {(row["method"], row["seed"]) for run in sweep.kept(path).values() for row in run}
+        assert found >= {(run.label, seed) for run in QUESTIONS[name].RUNS for seed in (0, 1, 2)}
+
+
+def test_a_budget_of_the_same_text_in_all():
+    for name, share in ratio.RATIOS.items():
+        settings = ratio.same_total(share)
+        assert settings["batch_size"] + round(settings["batch_size"] * settings["ratio"]) == ratio.TOTAL
+        assert settings["ratio"] == pytest.approx(share, rel=0.25)
+
+
+@pytest.fixture(scope="module")
+def world():
+    s = train.parse([*TINY, "--general-documents", "300"])
+    world = train.make_world(s, 0, "cpu")
+    torch.manual_seed(0)
+    return s, world, train.GPT(train.config_of(s, world))
+
+
+def test_the_sources_of_general_text(world):
+    s, world, base = world
+    text = {name: world.tokenizer.decode(make(s, 0, world, base).tolist()) for name, make in source.SOURCES.items() if make}
+    assert re.search(r"capital of", text["no think sums"]) and not re.search("think", text["no think sums"])
+    assert re.search("think", text["no facts"]) and not re.search("capital|ruled|road to \\w+ ends", text["no facts"])
+    assert not re.search(r"[^a-z \n]", text["noise"])
+    assert len(source.pretraining(s, 0, world, base)) == len(source.own_samples(s, 0, world, base)) == len(world.general)
+    assert torch.equal(source.own_samples(s, 0, world, base), source.own_samples(s, 0, world, base))
+
+
+def test_where_an_answer_breaks(world):
+    """A model that always says the right token but at one place: all answers break there."""
+    s, world, _ = world
+
+    class Oracle(torch.nn.Module):
+        def forward(self, tokens):
+            logits = torch.nn.functional.one_hot(tokens.roll(-1, 1), world.tokenizer.n_vocab).float()  # (B, T, V)
+            logits[:, -1] = 0  # what comes after the last token it cannot see
+            return logits
+
+    for mode, found in modes.by_position(Oracle(), world).items():
+        n = len(found["tokens"])
+        assert "".join(found["tokens"]) == world.probes[mode][0][1]
+        assert found["right"] == [1.0] * (n - 1) + [0.0] and found["first_wrong"] == [0.0] * (n - 1) + [1.0]
+
+
+def test_forgetting_and_backward_transfer_by_hand():
+    """alarms 1 -> 0.4 and drugs 0.8 -> 1 -> 0.9 by the end, ships as they were: (0.6 + 0.1 + 0) / 3, (-0.6 + 0.1 + 0) / 3."""
+    shares = {"alarms": [0, 1, 1, 0.5, 0.4], "drugs": [0, 0, 0.8, 1, 0.9], "ships": [0, 0, 0, 1, 1], "larger": [0, 0, 0, 0, 1]}
+    run = [{"step": stage, "accuracy": {name: column[stage] for name, column in shares.items()}} for stage in range(5)]
+    assert domains.forgetting(run) == pytest.approx(0.7 / 3)
+    assert domains.backward_transfer(run) == pytest.approx(-0.5 / 3)
+
+
+def test_a_chain_of_domains(world):
+    """Every stage starts from the one before, and the row after it is marked on all domains."""
+    s, world, base = world
+    found = domains.chain(s, 0, "mol", world, base, torch.float32, latest=True, earlier=True)
+    assert [row["domain"] for row in found] == ["", *domains.DOMAINS]
+    assert set(found[0]["accuracy"]) == {"no_think", "think", "facts", *domains.DOMAINS}
+    assert found[0]["kl_to_base"] == 0 < found[1]["kl_to_base"] < found[4]["kl_to_base"]
+
+
+def test_the_best_setting_is_chosen_on_domain_and_general_together():
+    found = made_up(rivals)
+    last = [f"{name}, {knob} {values[-1]:g}" for name, (_, _, knob, values) in rivals.KNOBS.items()]
+    assert list(rivals.best(found).values()) == last  # made up so that the last of each is the best
