@@ -54,7 +54,7 @@ def draw(rows, picture):
     for panel, (of_what, value) in zip(panels, style.KEPT_AND_LEARNT.items()):
         for method in ("replay", "mol"):
             points = {amount: list(map(value, last[f"{method}, {amount}"])) for amount in AMOUNTS}
-            style.curve(panel, points, style.COLOURS[method], 2.4, marker="o", label=method)
+            style.curve(panel, points, style.COLOURS[method], style.WIDTHS[method], marker="o", label=method)
         panel.set(title=of_what, ylim=(-4, 104), ylabel="exact answers, %")
     for method, (shown, heldout, seen) in GAPS.items():
         for key, dashes in ((heldout, "-"), (seen, ":")):
@@ -68,7 +68,7 @@ def draw(rows, picture):
         panel.set_xlabel("general documents")
         panel.grid(axis="y", alpha=0.25)
     panels[0].legend(loc="lower right", frameon=False)
-    figure.suptitle(style.title(f"{AMOUNTS[1]} general documents: general skills exact", {
+    figure.suptitle(style.title(f"{AMOUNTS[1]} general documents, general skills exact", {
         method: last[f"{method}, {AMOUNTS[1]}"] for method in ("replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows)
 

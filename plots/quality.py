@@ -21,12 +21,12 @@ def draw(rows, picture):
     for panel, (of_what, value) in zip(panels, style.KEPT_AND_LEARNT.items()):
         for method in ("replay", "mol"):
             points = {100 * share: list(map(value, last[f"{method}, {share:.0%} wrong"])) for share in SHARES}
-            style.curve(panel, points, style.COLOURS[method], 2.4, marker="o", label=method)
+            style.curve(panel, points, style.COLOURS[method], style.WIDTHS[method], marker="o", label=method)
         panel.set(xlabel="wrong answers in the general text, %", title=of_what, ylim=(-4, 104))
         panel.grid(axis="y", alpha=0.25)
     panels[0].set_ylabel("exact answers, %")
     panels[0].legend(loc="lower left", frameon=False)
-    figure.suptitle(style.title("Every answer wrong: general skills exact", {
+    figure.suptitle(style.title("With every answer wrong, general skills exact", {
         method: last[f"{method}, 100% wrong"] for method in ("replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows)
 

@@ -38,7 +38,7 @@ def draw(rows, picture):
             for method in ("replay", "mol"):
                 points = {0: list(map(value, last[f"ce, {budget}"]))}
                 points |= {i: list(map(value, last[f"{method}, {name}, {budget}"])) for i, name in enumerate(RATIOS, 1)}
-                style.curve(panel, points, style.COLOURS[method], 2.4, marker="o", label=method)
+                style.curve(panel, points, style.COLOURS[method], style.WIDTHS[method], marker="o", label=method)
             panel.grid(axis="y", alpha=0.25)
         line[0].set_ylabel(of_what)
     for panel, budget in zip(panels[0], BUDGETS):
@@ -47,7 +47,7 @@ def draw(rows, picture):
         panel.set_xticks(range(7), ["0", *RATIOS])
         panel.set_xlabel("general to domain sequences")
     panels[0][1].legend(loc="lower right", frameon=False)
-    figure.suptitle(style.title("At 1:1 of the same text in all: general skills exact", {
+    figure.suptitle(style.title("At 1:1 of the same text in all, general skills exact", {
         method: last[f"{method}, 1:1, same text in all"] for method in ("replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows)
 

@@ -79,7 +79,7 @@ def draw(rows, picture):
         panel.set_yticks([-i for i in range(len(SOURCES))], SOURCES)
         panel.grid(axis="x", alpha=0.25)
     panels[0].legend(loc="lower left", frameon=False)
-    figure.suptitle(style.title("On the base's own samples, without any general corpus: general skills exact", {
+    figure.suptitle(style.title("Without any corpus, on the base's own samples, general skills exact", {
         method: last[f"{method}, own samples"] for method in ("replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows)
 

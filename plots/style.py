@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 COLOURS = {"ce": "#D55E00", "replay": "#0072B2", "mol": "#009E73"}
+WIDTHS = {"replay": 5.0, "mol": 2.0}  # so that both show where they lie on each other
 SPARE = ["#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # for methods of your own
 
 plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
