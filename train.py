@@ -65,7 +65,7 @@ class Settings:
     block_size: int = setting(64, "tokens of a sequence")
     vocab_size: int = setting(512, "tokens of the vocabulary, learnt from the general text; 256 or more")
     base: str = setting("", "take the base from this earlier run's folder; its settings must fit")
-    fresh: bool = setting(False, "train again what is there already: the base; for a question in plots/, its runs")
+    fresh: bool = setting(False, "pretrain the base again even if a fitting one is there")
 
     # your own text
     general: tuple[str, ...] = setting((), "UTF-8 files or folders in place of the toy general text; needs --domain")
@@ -314,7 +314,7 @@ def continue_training(method, s, seed, world, base, dtype, mark, held_to=None):
     if s.lora_rank:
         torch.manual_seed(seed)
         model.add_lora(s.lora_rank)
-        frozen = model.without_lora
+        frozen = held_to or model.without_lora
     forward, frozen = (torch.compile(model), torch.compile(frozen)) if s.compile else (model, frozen)
     n_general = round(s.ratio * s.batch_size) if reads_general else 0
     batches = data.batches(world.domain, world.general, s.batch_size, n_general, s.block_size, seed)
@@ -367,7 +367,7 @@ def earlier_base(s, seed, world, device, dtype):
         if "made_from" not in saved:
             raise BadInput(f"{path}: not a base of train.py")
     except BadInput as problem:
-        raise BadInput(f"{problem}; --fresh pretrains a new base") from None
+        raise BadInput(f"{problem}; delete it, or give --fresh, for a new base") from None
     if saved["made_from"] == made_from(s, seed, world, dtype):
         print(f"{'base':>8}  reused from {path}: its settings are unchanged (--fresh retrains)")
         return model
@@ -379,7 +379,7 @@ def earlier_base(s, seed, world, device, dtype):
 
 def save(path, write):
     """write(temporary name), then move into place: a file is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     write(temporary)
     os.replace(temporary, path)
 

@@ -3,15 +3,18 @@
     python plots/amount.py        the runs that are missing, amount.jsonl, amount.png; --help lists the settings
 
 Replay can learn a small text by heart, wrong answers and all. MoL never imitates it, but it could come to agree with
-the base on those contexts alone. So each run is marked on the general text that it saw as well as on held-out text.
+the base on those contexts alone. So each run is marked on the general text that it saw, and on as much unseen text of the
+same kind, with the same share of wrong answers: the difference is what was learnt by heart.
 """
 
+import random
 import sys
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+import data
 import losses
 import train
 from eval import evaluate, heldout_windows
@@ -23,20 +26,24 @@ AMOUNTS = (30, 100, 300, 1000, 3000, 10_000)
 
 
 @torch.no_grad()
-def on_seen(model, base, world, block_size):
-    """Loss and KL to the base, nats per token, on the general text that the run learns from."""
-    windows = heldout_windows(world.general, block_size)
+def on_text(model, base, stream, block_size):
+    """Loss and KL to the base on a stream of tokens (N,), in nats per token."""
+    windows = heldout_windows(stream, block_size)
     logits, base_logits = model(windows[:, :-1]), base(windows[:, :-1])  # (B, T, V)
-    return {"seen_loss": losses.cross_entropy(logits, windows[:, 1:]).mean().item(),
-            "seen_kl": losses.kl_divergence(logits, base_logits).mean().item()}
+    return losses.cross_entropy(logits, windows[:, 1:]).mean().item(), losses.kl_divergence(logits, base_logits).mean().item()
 
 
 def marked_on_seen(s, seed, method, world, base, dtype):
-    """train_and_mark, and marked on the text that was seen."""
+    """train_and_mark, and marked on the general text that was seen and on unseen text that is no better."""
+    kinds = data.general_kinds(random.Random(f"general {seed}"))
+    unseen = data.write(kinds, 2000, random.Random(f"unseen {seed}"), errors=s.general_errors)
+    unseen = data.encode(world.tokenizer, unseen).to(world.general.device)
     rows = []
 
     def mark(model, step):
-        rows.append({"step": step, **evaluate(model, base, world, s.block_size), **on_seen(model, base, world, s.block_size)})
+        rows.append({"step": step, **evaluate(model, base, world, s.block_size)})
+        for name, stream in (("seen", world.general), ("unseen", unseen)):
+            rows[-1][f"{name}_loss"], rows[-1][f"{name}_kl"] = on_text(model, base, stream, s.block_size)
 
     mark(base, 0)
     train.continue_training(method, s, seed, world, base, dtype, mark)
@@ -45,7 +52,7 @@ def marked_on_seen(s, seed, method, world, base, dtype):
 
 RUNS = [Run(f"{method}, {amount}", method, {"general_documents": amount}, marked_on_seen)
         for amount in AMOUNTS for method in ("replay", "mol")]
-GAPS = {"replay": ("replay: loss", "general_loss", "seen_loss"), "mol": ("mol: KL", "kl_to_base", "seen_kl")}
+GAPS = {"replay": ("replay: loss", "loss"), "mol": ("mol: KL", "kl")}
 
 
 def draw(rows, picture):
@@ -56,11 +63,10 @@ def draw(rows, picture):
             points = {amount: list(map(value, last[f"{method}, {amount}"])) for amount in AMOUNTS}
             style.curve(panel, points, style.COLOURS[method], style.WIDTHS[method], marker="o", label=method)
         panel.set(title=of_what, ylim=(-4, 104), ylabel="exact answers, %")
-    for method, (shown, heldout, seen) in GAPS.items():
-        for key, dashes in ((heldout, "-"), (seen, ":")):
-            points = {amount: [row[key] for row in last[f"{method}, {amount}"]] for amount in AMOUNTS}
-            style.curve(panels[2], points, style.COLOURS[method], 2.4, marker="o", ls=dashes,
-                        label=f"{shown} on {'held-out' if key == heldout else 'seen'} text")
+    for method, (shown, key) in GAPS.items():
+        for text, dashes in (("unseen", "-"), ("seen", ":")):
+            points = {amount: [row[f"{text}_{key}"] for row in last[f"{method}, {amount}"]] for amount in AMOUNTS}
+            style.curve(panels[2], points, style.COLOURS[method], 2.4, marker="o", ls=dashes, label=f"{shown} on {text} text")
     panels[2].set(title="by heart?", ylabel="nats per token")
     panels[2].legend(frameon=False, fontsize=9)
     for panel in panels:

@@ -2,7 +2,7 @@
 
     python plots/modes.py        the runs that are missing, modes.jsonl, modes.png; --help lists the settings
 
-The same sums in both modes. An answer worked out first is 17 tokens long, each of which must be right; an answer given at
+The same sums in both modes. An answer worked out first is 21 tokens long, each of which must be right; an answer given at
 once is 3. So two shares are drawn: of exact answers, and of the tokens that are right after a right beginning. Below them,
 the token at which answers first go wrong.
 """

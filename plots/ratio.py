@@ -14,7 +14,7 @@ from plots import style
 from plots.style import plt
 from plots.sweep import Run, main
 
-RATIOS = {"1:8": 1 / 8, "1:4": 1 / 4, "1:2": 1 / 2, "1:1": 1, "2:1": 2, "4:1": 4}  # general to domain
+RATIOS = {"1:8": 1 / 8, "1:4": 1 / 4, "1:2": 1 / 2, "1:1": 1.0, "2:1": 2.0, "4:1": 4.0}  # general to domain
 DOMAIN, TOTAL = 16, 32  # sequences a step: of the domain in the first budget, in all in the second
 
 

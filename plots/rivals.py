@@ -2,9 +2,9 @@
 
     python plots/rivals.py        the runs that are missing, rivals.jsonl, rivals.png; --help lists the settings
 
-Every method gets four values of the one knob that it has, the same seeds, steps and batches; its best is the one with the
-highest mean of general skills and domain, marked on the same questions that are shown. The first value of `mol` and of
-`replay` is the one used everywhere else.
+Every method gets four values of one knob, and the same seeds, steps and domain sequences: the strength where it has one, at
+the learning rate used everywhere else, and otherwise the learning rate. Its best is the one with the highest mean of general
+skills and domain, on the same questions that are shown. The first value of `ce`, `replay` and `mol` is the default.
 """
 
 import sys
@@ -26,7 +26,7 @@ KNOBS = {  # name: (method, settings, knob, its values)
     "l2sp": ("l2sp", {}, "strength", (1e-3, 1e-2, 1e-1, 1.0)),
     "ewc": ("ewc", {}, "strength", (1.0, 10.0, 100.0, 1000.0)),
     "LoRA ce": ("ce", LORA, "lr", (2e-3, 5e-4, 5e-3, 2e-2)),
-    "LoRA mol": ("mol", LORA, "lr", (2e-3, 5e-3, 1e-2, 2e-2)),
+    "LoRA mol": ("mol", LORA, "lr", (2e-3, 5e-4, 5e-3, 2e-2)),
 }
 RUNS = [Run(f"{name}, {knob} {value:g}", method, {**settings, knob: value})
         for name, (method, settings, knob, values) in KNOBS.items() for value in values]

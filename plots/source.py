@@ -3,10 +3,10 @@
     python plots/source.py        the runs that are missing, source.jsonl, source.png; --help lists the settings
 
     open sample      the toy world's own general text, most of its answers wrong
-    pretraining      as many documents of the text that the base was made from
-    own samples      what the base itself writes, from an empty line on: no general corpus at all
-    no facts         the open sample without its facts: is a skill kept that the general text never shows?
-    no think sums    the open sample without its think sums
+    pretraining      as many tokens of the text that the base was made from
+    own samples      as many tokens that the base itself wrote, each row from a new line on: no general corpus at all
+    no facts         an open sample of as many documents without facts: is a skill kept that the general text never shows?
+    no think sums    an open sample of as many documents without think sums
     noise            words of random letters, related to nothing
 """
 
@@ -61,7 +61,10 @@ SOURCES = {"open sample": None, "pretraining": pretraining, "own samples": own_s
 
 def from_source(s, seed, method, world, base, dtype, source):
     """train_and_mark, with other general text."""
-    return train_and_mark(s, seed, method, replace(world, general=SOURCES[source](s, seed, world, base)), base, dtype)
+    general = SOURCES[source](s, seed, world, base)
+    if len(general) <= s.block_size:
+        raise data.BadInput(f"--general-documents {s.general_documents}: too few, {source} makes only {len(general)} tokens of them")
+    return train_and_mark(s, seed, method, replace(world, general=general), base, dtype)
 
 
 RUNS = [Run(f"{method}, {source}", method, {}, from_source, {"source": source}) if SOURCES[source] else

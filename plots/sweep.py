@@ -3,8 +3,8 @@
 A question is a file in plots/ with a list of runs: `python plots/ratio.py` makes them on as many processes as there
 are cores, one thread each, writes ratio.jsonl and draws ratio.png. A run is one method on one seed, under the
 settings of the command line and its own. It is kept whole or not at all, and known again by its settings: a sweep
-that was stopped, by Ctrl-C or by a power cut, goes on where it was, and two questions share the runs they have in common.
-The code is not part of what a run is known by: after changing a method, ask again with --fresh.
+that was stopped, by Ctrl-C or by a power cut, goes on where it was, and questions in one folder share the runs they have
+in common. The code is not part of what a run is known by: after changing a method, ask in another folder, --out.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ from data import BadInput
 from eval import evaluate, table
 
 HERE = Path(__file__).parent
-NOT_ASKED = ("methods", "general", "domain")  # the question names its methods, and asks about the toy world
-NOT_OF_A_RUN = NOT_ASKED + ("out", "seed", "base", "fresh", "device", "compile")
+NOT_ASKED = ("methods", "general", "domain", "fresh")  # a question names its methods, and asks about the toy world
+NOT_OF_A_RUN = NOT_ASKED + ("out", "seed", "base", "device", "compile")
 
 
 def train_and_mark(s, seed, method, world, base, dtype):
@@ -90,7 +90,6 @@ def make_run(s, seed, run):
 def name_of(s, seed, run):
     """What a run is known by: a digest of its method, seed and settings."""
     settings = {name: value for name, value in asdict(s).items() if name not in NOT_OF_A_RUN}
-    settings["dtype"] = str(train.choose_dtype(s.dtype, train.choose_device(s.device)))
     return hashlib.sha256(json.dumps([run.method, run.work.__name__, run.how, seed, settings]).encode()).hexdigest()[:16]
 
 
@@ -98,8 +97,8 @@ def kept(path):
     """A file of metrics -> {name of a run: its rows}, whole runs alone: what is cut short or damaged is left out."""
     runs = defaultdict(list)
     try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
         return {}
     for line in lines:
         try:
@@ -112,44 +111,47 @@ def kept(path):
 
 def sweep(name, runs, s):
     """Make what is missing of runs x seeds -> the rows of all, in their order, each with its run's label as "method"."""
-    path = Path(s.out) / f"{name}.jsonl"
-    asked = {}  # name of a run: (settings, seed, run); two runs of the same settings are one
+    out = Path(s.out)
+    asked = []  # (name of the run, settings, seed, run); two labels may ask for the same run
     for run in runs:
-        of_run = replace(s, **run.settings, methods=(run.method,), fresh=False)
+        of_run = replace(s, **run.settings, methods=(run.method,))
         train.check(of_run)
-        for seed in s.seed:
-            asked[name_of(of_run, seed, run)] = of_run, seed, run
-    mine = kept(path)
-    if s.fresh:
-        there = {}
-    else:
-        there = {key: rows for file in [*sorted(HERE.glob("*.jsonl")), path] for key, rows in kept(file).items() if key in asked}
-    missing = {key: job for key, job in asked.items() if key not in there}
-    print(f"{name}: {len(asked)} runs, {len(there)} made before, {len(missing)} to make", flush=True)
+        asked += [(name_of(of_run, seed, run), of_run, seed, run) for seed in s.seed]
+    names = {key for key, *_ in asked}
+    there = {key: rows for file in sorted(out.glob("*.jsonl")) for key, rows in kept(file).items() if key in names}
+    missing = {key: job for key, *job in asked if key not in there}
+    print(f"{name}: {len(names)} runs, {len(there)} made before, {len(missing)} to make", flush=True)
+
+    def labelled():
+        return [{**row, "method": run.label, "seed": seed, "run": key, "rows": len(there[key])}
+                for key, _, seed, run in asked if key in there for row in there[key]]
+
+    def keep():
+        """Write the file again: what is asked, in its order, then what else is in it."""
+        others = [row for key, rows in kept(out / f"{name}.jsonl").items() if key not in names for row in rows]
+        of_names = {row["run"]: row["method"] for row in reversed(labelled())}  # a run of two labels is written once
+        train.save_metrics(out / f"{name}.jsonl", [row for row in labelled() if row["method"] == of_names[row["run"]]] + others)
+
+    def finished(key, seed, rows):
+        there[key] = rows
+        if len({row["general_loss"] for row in labelled() if row["seed"] == seed and row["step"] == 0}) > 1:
+            raise BadInput(f"--out {out}: its earlier runs of seed {seed} started from another base; "
+                           "--base must be theirs, or --out another folder")
+        keep()
+
     try:
-        Path(s.out).mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise BadInput(f"--out {s.out}: cannot write there: {problem}") from None
+        raise BadInput(f"--out {out}: cannot write there: {problem}") from None
     if missing:
-        make(missing, s, lambda key, rows: keep(path, mine, asked, there, key, rows))
-    keep(path, mine, asked, there)
-    return [row for key, (_, seed, run) in asked.items() for row in there[key]]
-
-
-def keep(path, mine, asked, there, key=None, rows=()):
-    """Add a finished run, and write the file again: what is asked, in its order, then what else was in it."""
-    if key:
-        there[key] = [{**row, "run": key, "rows": len(rows)} for row in rows]
-    for key in there:
-        _, seed, run = asked[key]
-        there[key] = [{**row, "method": run.label, "seed": seed} for row in there[key]]
-    ordered = [there[key] for key in asked if key in there] + [rows for key, rows in mine.items() if key not in there]
-    train.save_metrics(path, [row for rows in ordered for row in rows])
+        make(missing, s, finished)
+    keep()
+    return labelled()
 
 
 def make(missing, s, finished):
-    """Make the bases, then the runs; finished(name, rows) is called as each ends."""
-    bases = replace(s, out=s.base or "out/bases", fresh=False)
+    """Make the bases, then the runs; finished(name, seed, rows) is called as each ends."""
+    bases = replace(s, out=s.base or str(HERE.parent / "out" / "bases"))
     seeds = list(dict.fromkeys(seed for _, seed, _ in missing.values()))
     if s.base:
         for seed in seeds:
@@ -167,7 +169,7 @@ def make(missing, s, finished):
                 for key, (of_run, seed, run) in missing.items()}
         for done, job in enumerate(as_completed(jobs), 1):
             key, seed, run = jobs[job]
-            finished(key, job.result())
+            finished(key, seed, job.result())
             left = (time.perf_counter() - began) / done * (len(jobs) - done)
             print(f"{done:>4}/{len(jobs)}  {run.label}, seed {seed}  {left / 60:5.1f} minutes left", flush=True)
     except BrokenProcessPool:

@@ -65,18 +65,24 @@ def test_a_sweep_is_made_once_and_goes_on_where_it_stopped(tmp_path, bases, caps
     assert "2 to make" in capsys.readouterr().out
 
 
-def test_questions_share_the_runs_they_have_in_common(tmp_path, bases, capsys, monkeypatch):
+def test_questions_share_the_runs_they_have_in_common(tmp_path, bases, capsys):
     (tmp_path / "bases").symlink_to(bases)
     assert ask(tmp_path, runs=RUNS[1:]) == 0
     made = rows(tmp_path / "asked.jsonl")
     (tmp_path / "asked.jsonl").rename(tmp_path / "earlier.jsonl")
-    monkeypatch.setattr(sweep, "HERE", tmp_path)
     capsys.readouterr()
-    assert ask(tmp_path, runs=[RUNS[1]._replace(label="mol by another name")]) == 0
-    assert "0 to make" in capsys.readouterr().out
-    assert rows(tmp_path / "asked.jsonl") == [{**row, "method": "mol by another name"} for row in made]
-    assert ask(tmp_path, "--fresh", runs=RUNS[1:]) == 0
-    assert "1 to make" in capsys.readouterr().out
+    seen = []
+    both = [RUNS[1]._replace(label=label) for label in ("one name", "another")]
+    assert ask(tmp_path, runs=both, drawn=lambda rows, picture: seen.extend(rows)) == 0
+    assert "1 runs, 1 made before" in capsys.readouterr().out
+    assert rows(tmp_path / "asked.jsonl") == [{**row, "method": "one name"} for row in made]
+    assert seen == [{**row, "method": label} for label in ("one name", "another") for row in made]
+    made[0]["general_loss"] += 0.1  # as if another base had been there
+    (tmp_path / "earlier.jsonl").unlink()
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    before = (tmp_path / "asked.jsonl").read_text()
+    assert ask(tmp_path) == 2
+    assert "another base" in capsys.readouterr().err and (tmp_path / "asked.jsonl").read_text() == before
 
 
 def test_a_sweep_that_is_killed_goes_on(tmp_path, bases):
@@ -109,7 +115,8 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, bases):
 
 @pytest.mark.parametrize("arguments, told", [
     (["--general-errors", "2"], "--general-errors 2"), (["--steps", "0"], "--steps 0"), (["--methods", "mol"], "--methods"),
-    (["--general", "README.md"], "--general"), (["--base", "nowhere"], "nowhere"), (["--base-steps", "4"], "--base"),
+    (["--general", "README.md"], "--general"), (["--fresh"], "--fresh"), (["--base", "nowhere"], "nowhere"),
+    (["--base-steps", "4"], "--base"),
 ])
 def test_a_question_refuses_what_train_refuses(arguments, told, tmp_path, bases, capsys):
     (tmp_path / "bases").symlink_to(bases)
@@ -138,7 +145,7 @@ def made_up(question):
             for step in range(5) if question is domains else (0, 50, 100):
                 names = ["no_think", "think", "facts", *(domains.DOMAINS if question is domains else ["domain"])]
                 found.append({"method": run.label, "seed": seed, "step": step, "general_loss": 1.0, "domain_loss": 1.0, "kl_to_base": 0.1,
-                              "seen_loss": 0.9, "seen_kl": 0.1, "sentences": [sentence] * 3, "modes": {"no_think": mode, "think": mode},
+                              "seen_loss": 0.9, "seen_kl": 0.1, "unseen_loss": 1.0, "unseen_kl": 0.2, "sentences": [sentence] * 3, "modes": {"no_think": mode, "think": mode},
                               "accuracy": {name: (i + seed) / (len(question.RUNS) + 1) for name in names}})
     return found
 
@@ -151,7 +158,6 @@ def test_every_question_draws_and_names_its_runs(name, tmp_path):
     s = train.Settings()
     for run in question.RUNS:
         train.check(replace(s, **run.settings, methods=(run.method,)))
-    assert len({sweep.name_of(replace(s, **run.settings), 0, run) for run in question.RUNS}) == len(labels)
     question.draw(made_up(question), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     if hasattr(question, "tell"):
@@ -162,8 +168,8 @@ def test_every_question_draws_and_names_its_runs(name, tmp_path):
 def test_what_the_readme_shows_of_a_question_is_committed(name):
     """Its picture, and beside it the metrics of every run on three seeds, whole."""
     path = ROOT / "plots" / f"{name}.jsonl"
-    found = {(row["method"], row["seed"]) for run in sweep.kept(path).values() for row in run}
-    assert found >= {(run.label, seed) for run in QUESTIONS[name].RUNS for seed in (0, 1, 2)}
+    s = train.Settings(eval_every=50)
+    assert set(sweep.kept(path)) == {sweep.name_of(replace(s, **run.settings), seed, run) for run in QUESTIONS[name].RUNS for seed in (0, 1, 2)}
     assert path.with_suffix(".png").exists()
 
 
@@ -216,16 +222,35 @@ def test_forgetting_and_backward_transfer_by_hand():
     assert domains.backward_transfer(run) == pytest.approx(-0.5 / 3)
 
 
-def test_a_chain_of_domains(world):
-    """Every stage starts from the one before, and the row after it is marked on all domains."""
+@pytest.mark.parametrize("latest", [False, True])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_chain_of_domains(world, monkeypatch, latest, earlier):
+    """Every stage starts from the one before, reads and is held to what was asked, and is marked on all domains."""
     s, world, base = world
-    found = domains.chain(s, 0, "mol", world, base, torch.float32, latest=True, earlier=True)
+    stages, real = [], train.continue_training
+
+    def spy(method, s, seed, read, start, dtype, mark, held):
+        model = real(method, s, seed, read, start, dtype, mark, held)
+        stages.append((read, start, held, model))
+        return model
+
+    monkeypatch.setattr(train, "continue_training", spy)
+    found = domains.chain(s, 0, "mol", world, base, torch.float32, latest, earlier)
     assert [row["domain"] for row in found] == ["", *domains.DOMAINS]
     assert set(found[0]["accuracy"]) == {"no_think", "think", "facts", *domains.DOMAINS}
     assert found[0]["kl_to_base"] == 0 < found[1]["kl_to_base"] < found[4]["kl_to_base"]
+    before = base
+    for i, (read, start, held, model) in enumerate(stages):
+        assert start is before and held is (start if latest else base)
+        assert len(read.general) == len(world.general) * (2 if earlier and i else 1) - (len(world.general) % i if earlier and i else 0)
+        assert not i or earlier == ("alarm" in world.tokenizer.decode(read.general.tolist()))
+        before = model
 
 
 def test_the_best_setting_is_chosen_on_domain_and_general_together():
-    found = made_up(rivals)
-    last = [f"{name}, {knob} {values[-1]:g}" for name, (_, _, knob, values) in rivals.KNOBS.items()]
-    assert list(rivals.best(found).values()) == last  # made up so that the last of each is the best
+    """One value is best on general skills, one on the domain, and one on their mean: that one is taken."""
+    shares = [(1.0, 0.2), (0.7, 0.8), (0.1, 1.0), (0.5, 0.5)]  # (general, domain)
+    found = [{"method": f"{name}, {knob} {value:g}", "seed": 0, "step": 400,
+              "accuracy": {"no_think": general, "think": general, "facts": general, "domain": domain}}
+             for name, (_, _, knob, values) in rivals.KNOBS.items() for value, (general, domain) in zip(values, shares, strict=True)]
+    assert rivals.best(found) == {name: f"{name}, {knob} {values[1]:g}" for name, (_, _, knob, values) in rivals.KNOBS.items()}
