@@ -74,12 +74,12 @@ def draw(rows, picture):
             panel.set_xticks(range(len(sentence["tokens"])), [token.replace("\n", "\u21b5").replace(" ", "\u00b7") for token in sentence["tokens"]],
                              fontsize=8, rotation=90)
             if sentence is sentences[0]:
-                panel.set_title(f"step {early}, trained with {trained} KL", fontsize=10)
+                panel.set_title(f"trained with {trained} KL, step {early}", fontsize=10)
                 panel.set_ylabel("nats per token")
     ends = style.last(rows)
     figure.suptitle(style.title("General skills exact", {f"{direction} KL": ends[f"mol, {direction}"] for direction in DIRECTIONS}),
                     x=0.01, ha="left")
-    style.save(figure, picture, rows, "bars: the divergence at each token, to the base, one seed")
+    style.save(figure, picture, rows, "bars: at each token, on the first seed, the reverse KL to the base (blue) and the forward KL (orange)")
 
 
 if __name__ == "__main__":
