@@ -84,9 +84,9 @@ def draw(rows, picture):
             bottom.set_ylabel("answers that first\nbreak here, %")
             top.legend(frameon=False, loc="lower right")
     ends = style.last(rows)
-    figure.suptitle("Exact answers at the end, no-think and think: " + "; ".join(
-        f"{label} {mean(row['accuracy']['no_think'] for row in ends[label]):.0%} and {mean(row['accuracy']['think'] for row in ends[label]):.0%}"
-        for label in SHOWN), x=0.01, ha="left", fontsize=11)
+    figure.suptitle("Where seven answers in ten are wrong, exact no-think and think sums: " + ", ".join(
+        f"{method} " + " and ".join(f"{mean(row['accuracy'][mode] for row in ends[f'{method}, 70% wrong']):.0%}" for mode in MODES)
+        for method in ("replay", "mol")), x=0.01, ha="left")
     style.save(figure, picture, rows)
 
 
