@@ -1,4 +1,4 @@
-"""The losses, and nothing around them: cross-entropy, KL divergence, and MoL, which mixes the two.
+"""The losses, and nothing around them: cross-entropy, KL divergence, MoL, which mixes the two, and at the end its rivals'.
 
 MoL (arXiv 2505.12043) continues the training of a base model p_0 on a domain without forgetting the rest. Each
 *sequence* s carries a flag, and the flag picks its loss:
@@ -9,7 +9,7 @@ MoL (arXiv 2505.12043) continues the training of a base model p_0 on a domain wi
 The batch's loss is the mean over its sequences. Domain text says what to learn. General text only supplies the
 contexts in which to stay as you were: its tokens are read but never imitated, the targets are the base's own.
 
-Tensors in, tensors out, so this file can be copied into any trainer. B sequences, T positions, V vocabulary.
+Tensors in, tensors out (but for the Fisher, which asks the model itself), so this file drops into any trainer. B sequences, T positions, V vocabulary.
 Logits of any float type are computed with in float32 at least. Targets of -100 mark padding, which counts nowhere.
 """
 
@@ -112,7 +112,7 @@ def diagonal_fisher(model, tokens, generator=None):
 
     F_i = E[ (d log p(y | s) / d theta_i)^2 ] per token, with y drawn from the model itself at every position.
     To second order KL[p_0 || p_theta] per token is half of (theta - theta_0)' F (theta - theta_0), F in full:
-    EWC at strength 1 is what MoL computes exactly, seen through the diagonal of a matrix.
+    while the step is small, EWC at strength 1 is what MoL computes exactly, seen through the diagonal of a matrix.
     """
     model = copy.deepcopy(model).requires_grad_(True)  # a frozen base stays frozen
     fisher = [torch.zeros_like(w) for w in model.parameters()]

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -39,7 +39,7 @@ def setting(default, meaning):
 
 @dataclass
 class Settings:
-    out: str = setting("out", "folder for metrics.jsonl, checkpoints and figures")
+    out: str = setting("out", "folder for the metrics, checkpoints and figures")
     seed: tuple[int, ...] = setting((0,), "one or several: each makes its own world, base and batches")
     methods: tuple[str, ...] = setting(("ce", "replay", "mol"), "how to continue the base, any of: {methods}")
 
@@ -53,7 +53,7 @@ class Settings:
     lora_rank: int = setting(0, "train low-rank adapters of this rank instead of the weights; 0 trains the weights")
     general_errors: float = setting(0.7, "share of wrong answers in the toy world's general text, 0 to 1")
     general_documents: int = setting(2000, "documents of the toy world's general text; short of it they are seen again and again")
-    eval_every: int = setting(25, "steps between two markings")
+    eval_every: int = setting(25, "steps between two evaluations")
 
     # the base
     base_steps: int = setting(1400, "steps of pretraining")
@@ -99,7 +99,7 @@ def parse(arguments, defaults=Settings(), program="train.py", without=(),
         else:
             options |= {"type": f.type, "metavar": "X"}
         parser.add_argument("--" + f.name.replace("_", "-"), **options)
-    return Settings(**vars(parser.parse_args(arguments)))
+    return replace(defaults, **vars(parser.parse_args(arguments)))
 
 
 def check(s):
@@ -367,13 +367,16 @@ def earlier_base(s, seed, world, device, dtype):
         if "made_from" not in saved:
             raise BadInput(f"{path}: not a base of train.py")
     except BadInput as problem:
-        raise BadInput(f"{problem}; delete it, or give --fresh, for a new base") from None
-    if saved["made_from"] == made_from(s, seed, world, dtype):
+        raise BadInput(f"--base {s.base}: no base of seed {seed} there: {problem}" if s.base else
+                       f"{problem}; --fresh pretrains a new base") from None
+    wanted = made_from(s, seed, world, dtype)
+    other = ", ".join(name for name in wanted if saved["made_from"].get(name) != wanted[name])
+    if not other:
         print(f"{'base':>8}  reused from {path}: its settings are unchanged (--fresh retrains)")
         return model
     if s.base:
-        raise BadInput(f"--base {s.base}: its base of seed {seed} was made with other settings or from other text")
-    print(f"{'base':>8}  in {path} was made with other settings or from other text: pretraining a new one")
+        raise BadInput(f"--base {s.base}: its base of seed {seed} was made with another {other}")
+    print(f"{'base':>8}  in {path} was made with another {other}: pretraining a new one")
     return None
 
 
@@ -405,6 +408,8 @@ def prepare(s):
     try:
         for seed in s.seed:
             (out / f"seed{seed}").mkdir(parents=True, exist_ok=True)
+        if (out / "metrics.jsonl").exists():
+            print(f"the results of the earlier run in {out} make way, all but its bases")
         save(out / "settings.json", lambda name: name.write_text(json.dumps(asdict(s), indent=1) + "\n"))
         for name in ("metrics.jsonl", "forgetting.png", "tradeoff.png"):
             (out / name).unlink(missing_ok=True)

@@ -74,7 +74,7 @@ def draw(rows, picture):
         panel.set_xlabel("general documents")
         panel.grid(axis="y", alpha=0.25)
     panels[0].legend(loc="lower right", frameon=False)
-    figure.suptitle(style.title(f"{AMOUNTS[1]} general documents, general skills exact", {
+    figure.suptitle(style.title(f"{AMOUNTS[1]} general documents, general skills answered exactly", {
         method: last[f"{method}, {AMOUNTS[1]}"] for method in ("replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows)
 

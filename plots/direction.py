@@ -77,7 +77,7 @@ def draw(rows, picture):
                 panel.set_title(f"trained with {trained} KL, step {early}", fontsize=10)
                 panel.set_ylabel("nats per token")
     ends = style.last(rows)
-    figure.suptitle(style.title("General skills exact", {f"{direction} KL": ends[f"mol, {direction}"] for direction in DIRECTIONS}),
+    figure.suptitle(style.title("General skills answered exactly", {f"{direction} KL": ends[f"mol, {direction}"] for direction in DIRECTIONS}),
                     x=0.01, ha="left")
     style.save(figure, picture, rows, "bars: at each token, on the first seed, the reverse KL to the base (blue) and the forward KL (orange)")
 

@@ -41,7 +41,7 @@ def draw(metrics, picture):
                                      for name, (label, colour, _) in lines.items()})
     seeds = f", curves: the mean of {len(base)} seeds, bands: lowest to highest" if len(base) > 1 else ""
     figure.supxlabel("dashed: the base" + seeds, fontsize=10, color="dimgrey")
-    figure.suptitle(style.message(methods, base, marked), x=0.01, ha="left")
+    figure.suptitle(style.message(methods, base, marked), x=0.01, ha="left", wrap=True)
     figure.savefig(picture)
     plt.close(figure)
 

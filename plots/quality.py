@@ -26,7 +26,7 @@ def draw(rows, picture):
         panel.grid(axis="y", alpha=0.25)
     panels[0].set_ylabel("exact answers, %")
     panels[0].legend(loc="lower left", frameon=False)
-    figure.suptitle(style.title("With every answer wrong, general skills exact", {
+    figure.suptitle(style.title("With every answer wrong, general skills answered exactly", {
         method: last[f"{method}, 100% wrong"] for method in ("replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows)
 

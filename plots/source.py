@@ -82,9 +82,9 @@ def draw(rows, picture):
         panel.set_yticks([-i for i in range(len(SOURCES))], SOURCES)
         panel.grid(axis="x", alpha=0.25)
     panels[0].legend(loc="lower left", frameon=False)
-    figure.suptitle(style.title("Without any corpus, on the base's own samples, general skills exact", {
+    figure.suptitle(style.title("Without any corpus, on the base's own samples, general skills answered exactly", {
         method: last[f"{method}, own samples"] for method in ("replay", "mol")}), x=0.01, ha="left")
-    style.save(figure, picture, rows)
+    style.save(figure, picture, rows, "lines: lowest to highest")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def title(what, ends):
     return what + ": " + ", ".join(f"{name} {mean(map(general, rows)):.0%}" for name, rows in ends.items())
 
 
-def save(figure, picture, rows, remark="bands and bars: lowest to highest"):
+def save(figure, picture, rows, remark="bands: lowest to highest"):
     """Say what was averaged, and write the file."""
     seeds = len({row["seed"] for row in rows})
     figure.supxlabel((f"the mean of {seeds} seeds; " if seeds > 1 else "one seed; ") + remark, fontsize=10, color="dimgrey")

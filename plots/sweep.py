@@ -185,8 +185,12 @@ def make(missing, s, finished):
 def main(name, runs, draw, purpose, tell=table, arguments=None):
     """A question's command line -> exit code. draw(rows, picture) makes its figure, tell(rows) its table."""
     defaults = train.Settings(out=str(HERE), seed=(0, 1, 2), eval_every=50)
+    varied = set.intersection(*(set(run.settings) for run in runs))  # a flag for what every run sets would do nothing
     try:
-        s = train.parse(arguments, defaults, f"plots/{name}.py", NOT_ASKED, purpose.partition("\n")[0])
+        s = train.parse(arguments, defaults, f"plots/{name}.py", {*NOT_ASKED, *varied}, purpose.partition("\n")[0])
+        own = replace(s, base="", device=defaults.device, compile=defaults.compile)
+        if own != defaults and own.out == defaults.out:
+            raise BadInput(f"--out: name a folder of your own; {s.out} holds the runs of the default settings")
         rows = sweep(name, runs, s)
         print(tell(rows))
         picture = Path(s.out) / f"{name}.png"

@@ -13,7 +13,7 @@ from plots.style import plt
 
 
 def draw(metrics, picture):
-    """Thick: the mean over seeds, a dot a marking. Thin: each seed."""
+    """Thick: the mean over seeds, a dot an evaluation. Thin: each seed."""
     methods = style.read(metrics)
     base = methods.pop("base")[0]
     marked = bool(base[0]["accuracy"])
@@ -48,9 +48,9 @@ def draw(metrics, picture):
         axes.margins(0.12)
     style.label_ends(axes, ends)
     if len(base) > 1:
-        figure.supxlabel(f"thick: the mean of {len(base)} seeds, a dot a marking; thin: each seed", fontsize=10, color="dimgrey")
+        figure.supxlabel(f"thick: the mean of {len(base)} seeds, a dot an evaluation; thin: each seed", fontsize=10, color="dimgrey")
     axes.grid(alpha=0.25)
-    axes.set_title(style.message(methods, base, marked))
+    figure.suptitle(style.message(methods, base, marked), x=0.01, ha="left", wrap=True)
     figure.savefig(picture)
     plt.close(figure)
 

@@ -125,6 +125,15 @@ def test_a_question_refuses_what_train_refuses(arguments, told, tmp_path, bases,
     assert told in error and error.count("\n") == 1 and not (tmp_path / "asked.jsonl").exists()
 
 
+@pytest.mark.parametrize("arguments, told", [(["--steps", "6"], "--out"), (["--seed", "0"], "--out"), (["--general-errors", "0.3"], "--general-errors")])
+def test_the_committed_figures_are_not_drawn_over(arguments, told, capsys):
+    """Other settings need a folder of their own, and a flag for what the question varies is none."""
+    before = (ROOT / "plots" / "quality.png").stat().st_mtime_ns
+    assert sweep.main("quality", quality.RUNS, quality.draw, "A question.", arguments=arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and (ROOT / "plots" / "quality.png").stat().st_mtime_ns == before
+
+
 def fails(s, seed, method, world, base, dtype):
     raise train.BadInput(f"{method}: the loss is nan at step 1; a lower learning rate may help")
 

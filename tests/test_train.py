@@ -104,7 +104,9 @@ def test_the_base_is_reused(tmp_path, capsys):
     assert rows(two) == first
     assert "reused from" not in said(one, "--base-steps", 2)
     assert run(two, "--base", one) == 2
-    assert "--base" in capsys.readouterr().err and rows(two) == first
+    assert "another base_steps" in capsys.readouterr().err and rows(two) == first
+    assert run(two, "--base", one, "--base-steps", 2, "--seed", 1) == 2
+    assert "no base of seed 1" in capsys.readouterr().err and rows(two) == first
 
 
 def test_ratio_zero_is_ce(tmp_path):
