@@ -208,19 +208,20 @@ def test_the_sources_of_general_text(world):
 
 
 def test_where_an_answer_breaks(world):
-    """A model that always says the right token but at one place: all answers break there."""
+    """A model that says every token right but the last but one: all answers break there, though they end right."""
     s, world, _ = world
 
     class Oracle(torch.nn.Module):
         def forward(self, tokens):
             logits = torch.nn.functional.one_hot(tokens.roll(-1, 1), world.tokenizer.n_vocab).float()  # (B, T, V)
-            logits[:, -1] = 0  # what comes after the last token it cannot see
+            logits[:, -2] = 0
+            logits[:, -1, world.tokenizer.encode_single_token("\n")] = 2  # the end of every answer, which it cannot see
             return logits
 
     for mode, found in modes.by_position(Oracle(), world).items():
         n = len(found["tokens"])
         assert "".join(found["tokens"]) == world.probes[mode][0][1]
-        assert found["right"] == [1.0] * (n - 1) + [0.0] and found["first_wrong"] == [0.0] * (n - 1) + [1.0]
+        assert found["right"] == [1.0] * (n - 2) + [0.0, 1.0] and found["first_wrong"] == [0.0] * (n - 2) + [1.0, 0.0]
 
 
 def test_forgetting_and_backward_transfer_by_hand():
