@@ -81,7 +81,7 @@ def draw(rows, picture):
         panel.set(title=shown, xlim=(-5, 105), xlabel="exact answers, %")
         panel.set_yticks([-i for i in range(len(SOURCES))], SOURCES)
         panel.grid(axis="x", alpha=0.25)
-    panels[0].legend(loc="lower left", frameon=False)
+    panels[-1].legend(loc="center", frameon=False)
     figure.suptitle(style.title("Without any corpus, on the base's own samples, general skills answered exactly", {
         method: last[f"{method}, own samples"] for method in ("replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows, "lines: lowest to highest")
