@@ -9,8 +9,9 @@ MoL (arXiv 2505.12043) continues the training of a base model p_0 on a domain wi
 The batch's loss is the mean over its sequences. Domain text says what to learn. General text only supplies the
 contexts in which to stay as you were: its tokens are read but never imitated, the targets are the base's own.
 
-Tensors in, tensors out (but for the Fisher, which asks the model itself), so this file drops into any trainer. B sequences, T positions, V vocabulary.
-Logits of any float type are computed with in float32 at least. Targets of -100 mark padding, which counts nowhere.
+Tensors in, tensors out (but for the Fisher, which asks the model itself), so this file drops into any trainer.
+B sequences, T positions, V vocabulary. Logits of any float type are computed with in float32 at least. Targets of
+-100 mark padding, which counts nowhere.
 """
 
 import copy
@@ -37,8 +38,8 @@ def kl_divergence(logits, base_logits, direction="reverse"):
 
     "reverse" is KL[p_theta || p_0], the student first, as in MoL (arXiv 2509.06650, eq. 2-3): the model may say
     nothing that the base would not. "forward" is KL[p_0 || p_theta], as in distillation: it must still say all
-    that the base would. "mean" is half of each. No gradient reaches the base. A token of probability zero adds nothing where it is the
-    first distribution's, and makes the divergence infinite where it is the second's alone.
+    that the base would. "mean" is half of each. No gradient reaches the base. A token of probability zero adds
+    nothing where it is the first distribution's, and makes the divergence infinite where it is the second's alone.
     """
     log_p, log_q = log_probs(logits), log_probs(base_logits.detach())
     if direction == "mean":

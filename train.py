@@ -310,11 +310,10 @@ def continue_training(method, s, seed, world, base, dtype, mark, held_to=None):
     """
     step_loss, reads_general, prepare = METHODS[method]
     model = copy.deepcopy(base).requires_grad_(True)
-    frozen = held_to or base
     if s.lora_rank:
         torch.manual_seed(seed)
         model.add_lora(s.lora_rank)
-        frozen = held_to or model.without_lora
+    frozen = held_to or (model.without_lora if s.lora_rank else base)
     forward, frozen = (torch.compile(model), torch.compile(frozen)) if s.compile else (model, frozen)
     n_general = round(s.ratio * s.batch_size) if reads_general else 0
     batches = data.batches(world.domain, world.general, s.batch_size, n_general, s.block_size, seed)

@@ -16,21 +16,21 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
 import data
 import losses
-import train
-from eval import evaluate, heldout_windows
+from eval import heldout_windows
 from plots import style
 from plots.style import plt
-from plots.sweep import Run, main
+from plots.sweep import Run, main, train_and_mark
 
 AMOUNTS = (30, 100, 300, 1000, 3000, 10_000)
 
 
 @torch.no_grad()
-def on_text(model, base, stream, block_size):
-    """Loss and KL to the base on a stream of tokens (N,), in nats per token."""
+def on_text(name, model, base, stream, block_size):
+    """Loss and KL to the base on a stream of tokens (N,), in nats per token -> {"seen_loss", "seen_kl"}, or of another name."""
     windows = heldout_windows(stream, block_size)
     logits, base_logits = model(windows[:, :-1]), base(windows[:, :-1])  # (B, T, V)
-    return losses.cross_entropy(logits, windows[:, 1:]).mean().item(), losses.kl_divergence(logits, base_logits).mean().item()
+    return {f"{name}_loss": losses.cross_entropy(logits, windows[:, 1:]).mean().item(),
+            f"{name}_kl": losses.kl_divergence(logits, base_logits).mean().item()}
 
 
 def marked_on_seen(s, seed, method, world, base, dtype):
@@ -38,16 +38,9 @@ def marked_on_seen(s, seed, method, world, base, dtype):
     kinds = data.general_kinds(random.Random(f"general {seed}"))
     unseen = data.write(kinds, 2000, random.Random(f"unseen {seed}"), errors=s.general_errors)
     unseen = data.encode(world.tokenizer, unseen).to(world.general.device)
-    rows = []
-
-    def mark(model, step):
-        rows.append({"step": step, **evaluate(model, base, world, s.block_size)})
-        for name, stream in (("seen", world.general), ("unseen", unseen)):
-            rows[-1][f"{name}_loss"], rows[-1][f"{name}_kl"] = on_text(model, base, stream, s.block_size)
-
-    mark(base, 0)
-    train.continue_training(method, s, seed, world, base, dtype, mark)
-    return rows
+    texts = {"seen": world.general, "unseen": unseen}
+    return train_and_mark(s, seed, method, world, base, dtype, lambda model: {
+        key: nats for name, stream in texts.items() for key, nats in on_text(name, model, base, stream, s.block_size).items()})
 
 
 RUNS = [Run(f"{method}, {amount}", method, {"general_documents": amount}, marked_on_seen)

@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
-import train
-from eval import evaluate
 from losses import kl_divergence
 from plots import style
 from plots.style import plt
-from plots.sweep import Run, main
+from plots.sweep import Run, main, train_and_mark
 
 DIRECTIONS = {"reverse": "#0072B2", "forward": "#D55E00", "mean": "#009E73"}
 EARLY = 100  # the step at which sentences are looked at
@@ -38,14 +36,7 @@ def by_token(model, base, world):
 
 def marked_by_token(s, seed, method, world, base, dtype):
     """train_and_mark, and both divergences token by token."""
-    rows = []
-
-    def mark(model, step):
-        rows.append({"step": step, **evaluate(model, base, world, s.block_size), "sentences": by_token(model, base, world)})
-
-    mark(base, 0)
-    train.continue_training(method, s, seed, world, base, dtype, mark)
-    return rows
+    return train_and_mark(s, seed, method, world, base, dtype, lambda model: {"sentences": by_token(model, base, world)})
 
 
 RUNS = [Run(f"mol, {direction}", "mol", {"kl": direction}, marked_by_token) for direction in DIRECTIONS]

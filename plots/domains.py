@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
 import data
 import train
-from eval import evaluate
+from eval import cell, evaluate
 from plots import style
 from plots.style import plt
 from plots.sweep import Run, main
@@ -95,15 +95,12 @@ def by_run(rows):
 
 def tell(rows):
     """A Markdown table: accuracy after the last domain, average forgetting, backward transfer."""
-    def cell(values):
-        return f"{mean(values):.2f} ({min(values):.2f}-{max(values):.2f})"
-
     lines = [["after four domains", "general", *DOMAINS, "average forgetting", "backward transfer"], ["---"] * (len(DOMAINS) + 4)]
     for label, seeds in by_run(rows).items():
         ends = [rows[-1] for rows in seeds]
-        lines.append([label, cell([mean(row["accuracy"][skill] for skill in GENERAL) for row in ends]),
-                      *(cell([row["accuracy"][name] for row in ends]) for name in DOMAINS),
-                      cell(list(map(forgetting, seeds))), cell(list(map(backward_transfer, seeds)))])
+        lines.append([label, cell([mean(row["accuracy"][skill] for skill in GENERAL) for row in ends], 2),
+                      *(cell([row["accuracy"][name] for row in ends], 2) for name in DOMAINS),
+                      cell(list(map(forgetting, seeds)), 2), cell(list(map(backward_transfer, seeds)), 2)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

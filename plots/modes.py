@@ -14,11 +14,9 @@ from statistics import mean
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
-import train
-from eval import evaluate
 from plots import style
 from plots.style import plt
-from plots.sweep import Run, main
+from plots.sweep import Run, main, train_and_mark
 
 MODES = {"no_think": ("no-think", "-"), "think": ("think", "--")}
 
@@ -41,14 +39,7 @@ def by_position(model, world):
 
 def marked_by_position(s, seed, method, world, base, dtype):
     """train_and_mark, and where the answers of both modes break."""
-    rows = []
-
-    def mark(model, step):
-        rows.append({"step": step, **evaluate(model, base, world, s.block_size), "modes": by_position(model, world)})
-
-    mark(base, 0)
-    train.continue_training(method, s, seed, world, base, dtype, mark)
-    return rows
+    return train_and_mark(s, seed, method, world, base, dtype, lambda model: {"modes": by_position(model, world)})
 
 
 RUNS = [Run(f"{method}, {share:.0%} wrong", method, {"general_errors": share, "eval_every": 25}, marked_by_position)

@@ -33,13 +33,14 @@ NOT_ASKED = ("methods", "general", "domain", "fresh")  # a question names its me
 NOT_OF_A_RUN = NOT_ASKED + ("out", "seed", "base", "device", "compile")
 
 
-def train_and_mark(s, seed, method, world, base, dtype):
-    """One method on one seed -> its rows of metrics, the base's own at step 0."""
-    rows = [{"step": 0, **evaluate(base, base, world, s.block_size)}]
+def train_and_mark(s, seed, method, world, base, dtype, also=lambda model: {}):
+    """One method on one seed -> its rows of metrics, the base's own at step 0; also(model) is what to mark besides."""
+    rows = []
 
     def mark(model, step):
-        rows.append({"step": step, **evaluate(model, base, world, s.block_size)})
+        rows.append({"step": step, **evaluate(model, base, world, s.block_size), **also(model)})
 
+    mark(base, 0)
     train.continue_training(method, s, seed, world, base, dtype, mark)
     return rows
 
