@@ -119,7 +119,8 @@ def sweep(name, runs, s):
         train.check(of_run)
         asked += [(name_of(of_run, seed, run), of_run, seed, run) for seed in s.seed]
     names = {key for key, *_ in asked}
-    there = {key: rows for file in sorted(out.glob("*.jsonl")) for key, rows in kept(file).items() if key in names}
+    files = sorted(out.glob("*.jsonl"), key=lambda file: file.stem == name)  # its own last: that one counts
+    there = {key: rows for file in files for key, rows in kept(file).items() if key in names}
     missing = {key: job for key, *job in asked if key not in there}
     print(f"{name}: {len(names)} runs, {len(there)} made before, {len(missing)} to make", flush=True)
 

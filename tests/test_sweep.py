@@ -77,6 +77,12 @@ def test_questions_share_the_runs_they_have_in_common(tmp_path, bases, capsys):
     assert "1 runs, 1 made before" in capsys.readouterr().out
     assert rows(tmp_path / "asked.jsonl") == [{**row, "method": "one name"} for row in made]
     assert seen == [{**row, "method": label} for label in ("one name", "another") for row in made]
+    other = [{**row, "general_loss": row["general_loss"] + 0.1} for row in made]
+    (tmp_path / "later.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    seen.clear()
+    assert ask(tmp_path, runs=RUNS[1:], drawn=lambda rows, picture: seen.extend(rows)) == 0
+    assert seen == made  # a question's own runs come before another's
+    (tmp_path / "later.jsonl").unlink()
     made[0]["general_loss"] += 0.1  # as if another base had been there
     (tmp_path / "earlier.jsonl").unlink()
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
