@@ -117,10 +117,12 @@ class GPT(nn.Module):
         return self.head(self.ln_f(x))  # (B, T, V)
 
     def add_lora(self, rank):
-        """Freeze the model and put an adapter beside every matrix of its blocks: from now on only those learn."""
+        """Freeze the model and put an adapter beside every matrix but the positions': from now on only those learn."""
         self.requires_grad_(False)
-        for layer in [layer for layer in self.blocks.modules() if isinstance(layer, nn.Linear)]:
+        for layer in [self.token_embedding, *(layer for layer in self.blocks.modules() if isinstance(layer, nn.Linear))]:
             parametrize.register_parametrization(layer, "weight", LoRA(layer.weight, rank))
+        adapter, = self.token_embedding.parametrizations.weight
+        parametrize.register_parametrization(self.head, "weight", adapter)  # tied, and stays so
 
     def without_lora(self, tokens):
         """The logits (B, T, V) of the model as it was before add_lora: the base, with no second copy of its weights."""
@@ -135,8 +137,9 @@ class GPT(nn.Module):
 
     def merge_lora(self):
         """Add every adapter into its matrix: the same function, and a plain GPT again."""
-        for layer in [layer for layer in self.blocks.modules() if parametrize.is_parametrized(layer)]:
-            parametrize.remove_parametrizations(layer, "weight")
+        for layer in [layer for layer in self.modules() if parametrize.is_parametrized(layer)]:
+            # The head is the embedding, which comes first: to merge it too would add the adapter twice.
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=layer is not self.head)
 
     @torch.no_grad()
     def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None, stop=None):

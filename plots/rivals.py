@@ -19,14 +19,15 @@ from plots.sweep import Run, main
 
 LORA = {"lora_rank": 8}
 KNOBS = {  # name: (method, settings, knob, its values)
-    "ce": ("ce", {}, "lr", (2e-3, 1e-3, 3e-4, 1e-4)),
+    "ce": ("ce", {}, "lr", (2e-3,)),
+    "ce, low rate": ("ce", {}, "lr", (1e-3, 5e-4, 3e-4, 1e-4)),
     "replay": ("replay", {}, "lr", (2e-3, 4e-3, 1e-3, 5e-4)),
     "mol": ("mol", {}, "strength", (1.0, 0.3, 3.0, 10.0)),
-    "lwf": ("lwf", {}, "strength", (0.1, 1.0, 10.0, 100.0)),
-    "l2sp": ("l2sp", {}, "strength", (1e-3, 1e-2, 1e-1, 1.0)),
-    "ewc": ("ewc", {}, "strength", (1.0, 10.0, 100.0, 1000.0)),
-    "LoRA ce": ("ce", LORA, "lr", (2e-3, 5e-4, 5e-3, 2e-2)),
-    "LoRA mol": ("mol", LORA, "lr", (2e-3, 5e-4, 5e-3, 2e-2)),
+    "lwf": ("lwf", {}, "strength", (0.01, 0.1, 1.0, 10.0)),
+    "l2sp": ("l2sp", {}, "strength", (0.003, 0.01, 0.03, 0.1)),
+    "ewc": ("ewc", {}, "strength", (100.0, 300.0, 1000.0, 3000.0)),
+    "LoRA ce": ("ce", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
+    "LoRA mol": ("mol", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
 }
 RUNS = [Run(f"{name}, {knob} {value:g}", method, {**settings, knob: value})
         for name, (method, settings, knob, values) in KNOBS.items() for value in values]

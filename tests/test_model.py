@@ -101,7 +101,7 @@ def test_lora_starts_at_zero_and_comes_off():
     model.add_lora(rank=2)
     assert torch.equal(model(tokens), before)
     learnt = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    assert set(name.rpartition(".")[2] for name in learnt) == {"up", "down"} and len(learnt) == 2 * 4 * SMALL.n_layer
+    assert set(name.rpartition(".")[2] for name in learnt) == {"up", "down"} and len(learnt) == 2 * (4 * SMALL.n_layer + 1)
     optimizer = torch.optim.SGD(learnt.values(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
@@ -114,6 +114,7 @@ def test_lora_starts_at_zero_and_comes_off():
     model.merge_lora()
     assert torch.allclose(model(tokens), after, atol=1e-5)
     assert set(model.state_dict()) == set(GPT(SMALL).state_dict())
+    assert model.head.weight is model.token_embedding.weight
 
 
 def test_lora_is_up_times_down():
