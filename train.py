@@ -185,11 +185,14 @@ def mol(model, base, batch, s):
 
 
 def lwf(model, base, batch, s):
-    """Learning without Forgetting (1606.09282): cross-entropy on domain text, and KL to the base on the same text."""
+    """Learning without Forgetting (1606.09282): cross-entropy on domain text, and distillation from the base on the same.
+
+    Distillation is forward KL, as there; its temperature is 1 here, where theirs is 2.
+    """
     logits = model(batch.tokens)  # (B, T, V)
     with torch.no_grad():
         base_logits = base(batch.tokens)
-    kl = losses.kl_divergence(logits, base_logits, s.kl).mean()
+    kl = losses.kl_divergence(logits, base_logits, "forward").mean()
     return losses.mean_cross_entropy(logits, batch.targets) + s.strength * kl
 
 
@@ -213,6 +216,7 @@ class Method(NamedTuple):
     loss: Callable  # (model, base, batch, settings) -> scalar, and what `prepare` made as the last argument
     reads_general: bool = False  # does a batch hold general sequences too?
     prepare: Callable | None = None  # (base, world, settings, seed) -> what the loss needs besides, computed once
+    weight_decay: float = 0.1  # AdamW's pull of the matrices to zero
 
 
 METHODS = {
@@ -220,14 +224,14 @@ METHODS = {
     "replay": Method(ce, reads_general=True),
     "mol": Method(mol, reads_general=True),
     "lwf": Method(lwf),
-    "l2sp": Method(l2sp),
-    "ewc": Method(ewc, prepare=fisher),
+    "l2sp": Method(l2sp, weight_decay=0.0),  # a pull to the base instead of the pull to zero
+    "ewc": Method(ewc, prepare=fisher, weight_decay=0.0),
 }
 
 
 # --- training --------------------------------------------------------------------------------------------------
 
-def fit(label, model, step_loss, batches, steps, lr, dtype, mark, mark_every):
+def fit(label, model, step_loss, batches, steps, lr, dtype, mark, mark_every, weight_decay=0.1):
     """The loop that every training goes through: AdamW, a short warm-up, linear decay to zero, clipped gradients.
 
     step_loss(batch) is the loss of one step; mark(step) is called every mark_every steps and after the last.
@@ -236,7 +240,7 @@ def fit(label, model, step_loss, batches, steps, lr, dtype, mark, mark_every):
     learnt = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in learnt if p.dim() > 1]
     gains = [p for p in learnt if p.dim() == 1]  # LayerNorm's: decay would pull them to zero
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}],
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": gains, "weight_decay": 0.0}],
                                   lr=lr, betas=(0.9, 0.95), fused=True)
     warmup = max(1, steps // 10)
     show = progress(label, steps)
@@ -308,7 +312,7 @@ def continue_training(method, s, seed, world, base, dtype, mark, held_to=None):
 
     mark(model, step) is called every s.eval_every steps. held_to is the model to stay near, if it is another than the base.
     """
-    step_loss, reads_general, prepare = METHODS[method]
+    step_loss, reads_general, prepare, weight_decay = METHODS[method]
     model = copy.deepcopy(base).requires_grad_(True)
     if s.lora_rank:
         torch.manual_seed(seed)
@@ -317,9 +321,9 @@ def continue_training(method, s, seed, world, base, dtype, mark, held_to=None):
     forward, frozen = (torch.compile(model), torch.compile(frozen)) if s.compile else (model, frozen)
     n_general = round(s.ratio * s.batch_size) if reads_general else 0
     batches = data.batches(world.domain, world.general, s.batch_size, n_general, s.block_size, seed)
-    prepared = [prepare(base, world, s, seed)] if prepare else []
+    prepared = [prepare(held_to or base, world, s, seed)] if prepare else []
     fit(method, model, lambda batch: step_loss(forward, frozen, batch, s, *prepared),
-        batches, s.steps, s.lr, dtype, lambda step: mark(model, step), s.eval_every)
+        batches, s.steps, s.lr, dtype, lambda step: mark(model, step), s.eval_every, weight_decay)
     model.merge_lora()
     return model
 

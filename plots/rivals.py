@@ -23,7 +23,7 @@ KNOBS = {  # name: (method, settings, knob, its values)
     "ce, low rate": ("ce", {}, "lr", (1e-3, 5e-4, 3e-4, 1e-4)),
     "replay": ("replay", {}, "lr", (2e-3, 4e-3, 1e-3, 5e-4)),
     "mol": ("mol", {}, "strength", (1.0, 0.3, 3.0, 10.0)),
-    "lwf": ("lwf", {}, "strength", (0.01, 0.1, 1.0, 10.0)),
+    "lwf": ("lwf", {}, "strength", (0.03, 0.1, 0.3, 1.0)),
     "l2sp": ("l2sp", {}, "strength", (0.003, 0.01, 0.03, 0.1)),
     "ewc": ("ewc", {}, "strength", (100.0, 300.0, 1000.0, 3000.0)),
     "LoRA ce": ("ce", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
