@@ -11,7 +11,7 @@ contexts in which to stay as you were: its tokens are read but never imitated, t
 
 Tensors in, tensors out (but for the Fisher, which asks the model itself), so this file drops into any trainer.
 B sequences, T positions, V vocabulary. Logits of any float type are computed with in float32 at least. Targets of
--100 mark padding, which counts nowhere.
+-100 mark padding, which counts nowhere; a sequence of padding alone counts as 0.
 """
 
 import copy
@@ -41,9 +41,9 @@ def kl_divergence(logits, base_logits, direction="reverse"):
     that the base would. "mean" is half of each. No gradient reaches the base. A token of probability zero adds
     nothing where it is the first distribution's, and makes the divergence infinite where it is the second's alone.
     """
-    log_p, log_q = log_probs(logits), log_probs(base_logits.detach())
     if direction == "mean":
         return (kl_divergence(logits, base_logits, "reverse") + kl_divergence(logits, base_logits, "forward")) / 2
+    log_p, log_q = log_probs(logits), log_probs(base_logits.detach())
     if direction == "forward":
         log_p, log_q = log_q, log_p
     elif direction != "reverse":
@@ -117,7 +117,7 @@ def diagonal_fisher(model, tokens, generator=None):
     """
     model = copy.deepcopy(model).requires_grad_(True)  # a frozen base stays frozen
     fisher = [torch.zeros_like(w) for w in model.parameters()]
-    for row in tokens:  # one sequence at a time: the square of a sum is not the sum of the squares
+    for row in tokens:  # the square of a sequence's gradient is right on average: each position is drawn by itself
         logits = model(row[None])  # (1, T, V)
         drawn = torch.multinomial(log_probs(logits[0].detach()).exp().cpu(), 1, generator=generator).T  # (1, T)
         gradients = torch.autograd.grad(cross_entropy(logits, drawn.to(row.device)).sum(), list(model.parameters()))

@@ -102,7 +102,7 @@ class GPT(nn.Module):
 
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                # Each block adds to the residual stream twice; the smaller start keeps its variance at one.
+                # Each block adds to the residual stream twice; the smaller start keeps it from growing with depth.
                 std = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("proj.weight") else 0.02
                 nn.init.normal_(weight, mean=0.0, std=std)
 

@@ -286,7 +286,7 @@ def progress(label, steps):
 
 
 def pretrain(s, seed, world, device, dtype):
-    """A base from nothing -> the GPT as it was when it was best on held-out general text."""
+    """A base from nothing -> the GPT as it was when it was best on held-out general text, the text that it is marked on."""
     torch.manual_seed(seed)
     model = GPT(config_of(s, world)).to(device)  # initialised on the CPU: the same start on every device
     forward = torch.compile(model) if s.compile else model
@@ -371,7 +371,7 @@ def earlier_base(s, seed, world, device, dtype):
             raise BadInput(f"{path}: not a base of train.py")
     except BadInput as problem:
         raise BadInput(f"--base {s.base}: no base of seed {seed} there: {problem}" if s.base else
-                       f"{problem}; --fresh pretrains a new base") from None
+                       f"{problem}; delete it, or pretrain a new base with --fresh") from None
     wanted = made_from(s, seed, world, dtype)
     other = ", ".join(name for name in wanted if saved["made_from"].get(name) != wanted[name])
     if not other:

@@ -3,8 +3,9 @@
     python plots/amount.py        the runs that are missing, amount.jsonl, amount.png; --help lists the settings
 
 Replay can learn a small text by heart, wrong answers and all. MoL never imitates it, but it could come to agree with
-the base on those contexts alone. So each run is marked on the general text that it saw, and on as much unseen text of the
-same kind, with the same share of wrong answers: the difference is what was learnt by heart.
+the base on those contexts alone. So each run is marked on the general text that it saw, and on 2,000 documents drawn anew with the
+same share of wrong answers: the difference is what was learnt by heart. It is a lower bound: the more documents were seen,
+the more of those drawn anew are among them by chance.
 """
 
 import random

@@ -2,7 +2,7 @@
 
     python plots/domains.py        the runs that are missing, domains.jsonl, domains.png; --help lists the settings
 
-Alarms, drugs and ships are facts; "larger" is a rule, asked on pairs that were held out. A chain continues the model that
+Alarms, drugs and ships are facts; "larger" is a rule, asked on pairs that were held out (the mirrored pair may be trained). A chain continues the model that
 the stage before left. Average forgetting is Chaudhry et al.'s (arXiv 1801.10112): how far each earlier domain is below the
 best it ever was. Backward transfer is Lopez-Paz and Ranzato's (arXiv 1706.08840): how far it is from where its own stage left it.
 """
@@ -32,8 +32,8 @@ def chain(s, seed, method, world, base, dtype, latest=False, earlier=False):
     """One stage a domain -> a row after each, and one of the base.
 
     latest: the KL is to the model that the stage began with, instead of the first base.
-    earlier: text of the earlier domains is added to the general text, as many tokens of it as of the other. A step reads as
-    many sequences as before, so a stage costs the same, and each earlier domain's share of them shrinks.
+    earlier: text of the earlier domains is added to the general text, as many tokens of it as of the other, while there are
+    as many. A step reads as many sequences as before, so a stage costs the same, and each earlier domain's share shrinks.
     """
     manuals = {name: {name: make(random.Random(f"{name} {seed}"))} for name, make in data.DOMAINS.items()}
     device = world.general.device
@@ -53,6 +53,7 @@ def chain(s, seed, method, world, base, dtype, latest=False, earlier=False):
             held = model.requires_grad_(False) if latest else base
             model = train.continue_training(method, s, seed, read, model, dtype, lambda model, step: None, held)
         rows.append({"step": stage, "domain": name, **evaluate(model, base, world, s.block_size)})
+        train.finite(method, stage, rows[-1]["general_loss"] + rows[-1]["domain_loss"])
     return rows
 
 
@@ -75,7 +76,7 @@ def forgetting(rows):
     """Average forgetting after the last domain, 1801.10112 eq. 3-4: 0 is none, 1 is all."""
     at = matrix(rows)
     stages = len(DOMAINS)
-    return mean(max(at[stage][name] for stage in range(stages)) - at[stages][name] for name in DOMAINS[:-1])
+    return mean(max(at[stage][name] for stage in range(1, stages)) - at[stages][name] for name in DOMAINS[:-1])
 
 
 def backward_transfer(rows):

@@ -2,9 +2,10 @@
 
     python plots/rivals.py        the runs that are missing, rivals.jsonl, rivals.png; --help lists the settings
 
-Every method gets four values of one knob, and the same seeds, steps and domain sequences: the strength where it has one, at
-the learning rate used everywhere else, and otherwise the learning rate. Its best is the one with the highest mean of general
-skills and domain, on the same questions that are shown. The first value of `ce`, `replay` and `mol` is the default.
+Every method but the plain `ce` gets four values of one knob, on the same seeds, steps and domain sequences: a strength, at the
+learning rate used everywhere else, or where the learning rate itself is in question, that. Its best is the one with the
+highest mean of general skills and domain, on the same questions that are shown. The first value of `ce`, `replay` and `mol` is
+the default.
 """
 
 import sys

@@ -115,7 +115,7 @@ def main(draw, script):
     picture = options.picture or options.metrics.with_name(Path(script).stem + ".png")
     try:
         draw(options.metrics, picture)
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, TypeError) as problem:
         print(f"{Path(script).name}: cannot draw {options.metrics} as {picture}: {problem!r}", file=sys.stderr)
         sys.exit(2)
     print(picture)

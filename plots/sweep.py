@@ -9,6 +9,7 @@ in common. The code is not part of what a run is known by: after changing a meth
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -39,6 +40,7 @@ def train_and_mark(s, seed, method, world, base, dtype, also=lambda model: {}):
 
     def mark(model, step):
         rows.append({"step": step, **evaluate(model, base, world, s.block_size), **also(model)})
+        train.finite(method, step, rows[-1]["general_loss"] + rows[-1]["domain_loss"])
 
     mark(base, 0)
     train.continue_training(method, s, seed, world, base, dtype, mark)
@@ -72,13 +74,14 @@ def prepared(s, seed):
 
 
 def make_base(s, seed):
-    """Pretrain the base of a seed and keep it in s.out, if it is not there yet."""
+    """Pretrain the base of a seed and keep it in s.out, if it is not there yet -> its loss on held-out general text."""
     world, base, device, dtype = prepared(s, seed)
     if base is None:
         base = train.pretrain(s, seed, world, device, dtype)
         folder = Path(s.out) / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         train.save_model(folder / "base.pt", base, made_from=train.made_from(s, seed, world, dtype))
+    return evaluate(base, base, world, s.block_size)["general_loss"]
 
 
 def make_run(s, seed, run):
@@ -107,7 +110,7 @@ def kept(path):
             runs[row["run"]].append(row)
         except (ValueError, KeyError, TypeError):
             continue
-    return {name: rows for name, rows in runs.items() if all(row["rows"] == len(rows) for row in rows)}
+    return {name: rows for name, rows in runs.items() if all(row.get("rows") == len(rows) for row in rows)}
 
 
 def sweep(name, runs, s):
@@ -134,44 +137,46 @@ def sweep(name, runs, s):
         of_names = {row["run"]: row["method"] for row in reversed(labelled())}  # a run of two labels is written once
         train.save_metrics(out / f"{name}.jsonl", [row for row in labelled() if row["method"] == of_names[row["run"]]] + others)
 
-    def finished(key, seed, rows):
-        there[key] = rows
-        if len({row["general_loss"] for row in labelled() if row["seed"] == seed and row["step"] == 0}) > 1:
+    def from_one_base(seed, *more):
+        """Refuse to compare runs of a seed that started from different bases; more: the loss of the one to start from."""
+        starts = [there[key][0]["general_loss"] for key, _, of_seed, _ in asked if of_seed == seed and key in there] + [*more]
+        if starts and not math.isclose(min(starts), max(starts), rel_tol=1e-5):  # one base on two machines differs by less
             raise BadInput(f"--out {out}: its earlier runs of seed {seed} started from another base; "
                            "--base must be theirs, or --out another folder")
+
+    def finished(key, rows):
+        there[key] = rows
         keep()
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise BadInput(f"--out {out}: cannot write there: {problem}") from None
+    for seed in s.seed:
+        from_one_base(seed)
     if missing:
-        make(missing, s, finished)
+        make(missing, s, from_one_base, finished)
     keep()
     return labelled()
 
 
-def make(missing, s, finished):
-    """Make the bases, then the runs; finished(name, seed, rows) is called as each ends."""
+def make(missing, s, based, finished):
+    """Make the bases, then the runs: based(seed, loss) is called for each base, finished(name, rows) for each run."""
     bases = replace(s, out=s.base or str(HERE.parent / "out" / "bases"))
     seeds = list(dict.fromkeys(seed for _, seed, _ in missing.values()))
-    if s.base:
-        for seed in seeds:
-            prepared(bases, seed)  # one that does not fit is refused here
-        seeds = []
     workers = min(os.cpu_count() or 1, 8)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
-        if seeds:
-            print(f"the bases first, in {bases.out}, some minutes", flush=True)
-        for job in [pool.submit(make_base, bases, seed) for seed in seeds]:
-            job.result()
+        if not s.base:
+            print(f"the bases first, in {bases.out}: some minutes, if they are not there", flush=True)
+        for seed, job in [(seed, pool.submit(make_base, bases, seed)) for seed in seeds]:
+            based(seed, job.result())  # a base that does not fit is refused here, before any run
         began = time.perf_counter()
-        jobs = {pool.submit(make_run, replace(of_run, out=bases.out), seed, run): (key, seed, run)
+        jobs = {pool.submit(make_run, replace(of_run, base=bases.out), seed, run): (key, seed, run)
                 for key, (of_run, seed, run) in missing.items()}
         for done, job in enumerate(as_completed(jobs), 1):
             key, seed, run = jobs[job]
-            finished(key, seed, job.result())
+            finished(key, job.result())
             left = (time.perf_counter() - began) / done * (len(jobs) - done)
             print(f"{done:>4}/{len(jobs)}  {run.label}, seed {seed}  {left / 60:5.1f} minutes left", flush=True)
     except BrokenProcessPool:
@@ -187,11 +192,11 @@ def make(missing, s, finished):
 def main(name, runs, draw, purpose, tell=table, arguments=None):
     """A question's command line -> exit code. draw(rows, picture) makes its figure, tell(rows) its table."""
     defaults = train.Settings(out=str(HERE), seed=(0, 1, 2), eval_every=50)
-    varied = set.intersection(*(set(run.settings) for run in runs))  # a flag for what every run sets would do nothing
+    varied = {name for run in runs for name in run.settings}  # a flag for what the question varies would blur its labels
     try:
         s = train.parse(arguments, defaults, f"plots/{name}.py", {*NOT_ASKED, *varied}, purpose.partition("\n")[0])
         own = replace(s, base="", device=defaults.device, compile=defaults.compile)
-        if own != defaults and own.out == defaults.out:
+        if replace(own, out=defaults.out) != defaults and Path(s.out).resolve() == HERE.resolve():
             raise BadInput(f"--out: name a folder of your own; {s.out} holds the runs of the default settings")
         rows = sweep(name, runs, s)
         print(tell(rows))

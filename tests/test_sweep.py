@@ -54,7 +54,7 @@ def test_a_sweep_is_made_once_and_goes_on_where_it_stopped(tmp_path, bases, caps
 
     lines = whole.splitlines()
     for damaged, left in [("\n".join(lines[:-1]), 3), (whole.replace(lines[-3], "{}"), 3), (whole + '{"run": "half', 4),
-                          ("\0" * 9, 0), (whole[:-20], 3)]:
+                          ("\0" * 9, 0), (whole + '{"run": "of another program"}\n[1]\n', 4), (whole[:-20], 3)]:
         path.write_text(damaged)
         assert len(sweep.kept(path)) == left
     capsys.readouterr()
@@ -67,6 +67,9 @@ def test_a_sweep_is_made_once_and_goes_on_where_it_stopped(tmp_path, bases, caps
 
 def test_questions_share_the_runs_they_have_in_common(tmp_path, bases, capsys):
     (tmp_path / "bases").symlink_to(bases)
+    assert ask(tmp_path, runs=RUNS[:1]) == 0
+    mixed = rows(tmp_path / "asked.jsonl")
+    (tmp_path / "asked.jsonl").unlink()
     assert ask(tmp_path, runs=RUNS[1:]) == 0
     made = rows(tmp_path / "asked.jsonl")
     (tmp_path / "asked.jsonl").rename(tmp_path / "earlier.jsonl")
@@ -89,6 +92,9 @@ def test_questions_share_the_runs_they_have_in_common(tmp_path, bases, capsys):
     before = (tmp_path / "asked.jsonl").read_text()
     assert ask(tmp_path) == 2
     assert "another base" in capsys.readouterr().err and (tmp_path / "asked.jsonl").read_text() == before
+    (tmp_path / "later.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    assert ask(tmp_path) == 2  # nothing is missing, and still
+    assert "another base" in capsys.readouterr().err and (tmp_path / "asked.jsonl").read_text() == before
 
 
 def test_a_sweep_that_is_killed_goes_on(tmp_path, bases):
@@ -108,7 +114,8 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, bases):
     made = len({row["run"] for row in found})
     assert made < 24 and not (tmp_path / "quality.png").exists() and workers
     for _ in range(200):
-        if not any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] for pid in workers):
+        states = subprocess.run(["ps", "-A", "-o", "pid=,stat="], capture_output=True, text=True).stdout
+        if not any(int(pid) in workers and "Z" not in state for pid, state in map(str.split, states.splitlines())):
             break
         time.sleep(0.05)
     else:
@@ -131,9 +138,10 @@ def test_a_question_refuses_what_train_refuses(arguments, told, tmp_path, bases,
     assert told in error and error.count("\n") == 1 and not (tmp_path / "asked.jsonl").exists()
 
 
-@pytest.mark.parametrize("arguments, told", [(["--steps", "6"], "--out"), (["--seed", "0"], "--out"), (["--general-errors", "0.3"], "--general-errors")])
-def test_the_committed_figures_are_not_drawn_over(arguments, told, capsys):
+@pytest.mark.parametrize("arguments, told", [(["--steps", "6"], "--out"), (["--steps", "6", "--out", "plots"], "--out"), (["--seed", "0"], "--out"), (["--general-errors", "0.3"], "--general-errors")])
+def test_the_committed_figures_are_not_drawn_over(arguments, told, capsys, monkeypatch):
     """Other settings need a folder of their own, and a flag for what the question varies is none."""
+    monkeypatch.chdir(ROOT)
     before = (ROOT / "plots" / "quality.png").stat().st_mtime_ns
     assert sweep.main("quality", quality.RUNS, quality.draw, "A question.", arguments=arguments) == 2
     error = capsys.readouterr().err
@@ -148,6 +156,29 @@ def test_a_run_that_fails_stops_the_sweep(tmp_path, bases, capsys):
     (tmp_path / "bases").symlink_to(bases)
     assert ask(tmp_path, runs=[sweep.Run("broken", "mol", {}, fails)]) == 2
     assert "the loss is nan" in capsys.readouterr().err
+
+
+def test_a_ruined_model_is_not_kept(tmp_path, bases, capsys):
+    (tmp_path / "bases").symlink_to(bases)
+    assert ask(tmp_path, "--steps", 1, "--lr", 1e30, runs=RUNS[1:]) == 2
+    error = capsys.readouterr().err
+    assert "at step 1" in error and error.count("\n") == 1 and not (tmp_path / "asked.jsonl").exists()
+
+
+def test_without_a_base_one_is_made_and_found_again(tmp_path, monkeypatch):
+    """In out/bases, for all questions; settings that need another base replace it."""
+    monkeypatch.setattr(sweep, "HERE", tmp_path / "plots")
+
+    def asked(out, *more):
+        return sweep.main("asked", RUNS[1:], lambda rows, picture: None, "A question.",
+                          arguments=["--out", str(tmp_path / out), "--seed", "0", *TINY, *more])
+
+    base = tmp_path / "out" / "bases" / "seed0" / "base.pt"
+    assert asked("one") == 0
+    made = base.stat().st_mtime_ns
+    assert asked("two") == 0 and base.stat().st_mtime_ns == made
+    assert rows(tmp_path / "one" / "asked.jsonl") == rows(tmp_path / "two" / "asked.jsonl")
+    assert asked("two", "--base-steps", "4") == 0 and base.stat().st_mtime_ns > made  # other runs on another base
 
 
 def made_up(question):

@@ -331,6 +331,29 @@ def test_strength_weighs_what_protects_the_base():
         assert loss(base, 30.0) == pytest.approx(loss(base, 0.0), abs=1e-5)
 
 
+def test_lwf_distils_by_forward_kl():
+    """One token, p = (1/2, 1/2) and the base's q = (1/4, 3/4): log 2 + KL[q || p], whatever --kl says."""
+    def says(*p):
+        return lambda tokens: torch.tensor([[p]]).log()  # (1, 1, 2)
+
+    batch = train.data.Batch(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([True]))
+    loss = train.lwf(says(0.5, 0.5), says(0.25, 0.75), batch, train.Settings(strength=2.0))
+    assert loss.item() == pytest.approx(math.log(2) + 2 * (0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2)))
+
+
+def test_only_what_has_no_anchor_decays_to_zero():
+    """A loss that is flat leaves l2sp and ewc at the base; the matrices of the others shrink a little."""
+    s = train.parse([*TINY, "--steps", "1"])
+    world = train.make_world(s, 0, "cpu")
+    base = train.GPT(train.config_of(s, world))
+    for method, row in train.METHODS.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(train.METHODS, method, row._replace(loss=lambda model, *rest: 0 * model(rest[1].tokens).sum()))
+            model = train.continue_training(method, s, 0, world, base, torch.float32, lambda model, step: None)
+        left = 1.0 if method in ("l2sp", "ewc") else 1 - 0.1 * s.lr
+        assert torch.allclose(model.head.weight, left * base.head.weight, rtol=1e-6, atol=0), method
+
+
 def test_lora(tmp_path):
     """Adapters learn the domain, a checkpoint is a plain GPT again, and mol holds to the frozen weights inside the model."""
     assert run(tmp_path, "--lora-rank", 2, "--lr", 1e-2, "--methods", "ce", "mol") == 0
