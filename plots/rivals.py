@@ -30,41 +30,49 @@ KNOBS = {  # name: (method, settings, knob, its values)
     "LoRA ce": ("ce", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
     "LoRA mol": ("mol", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
 }
-RUNS = [Run(f"{name}, {knob} {value:g}", method, {**settings, knob: value})
+
+
+def label(name, value):
+    return f"{name}, {KNOBS[name][2]} {value:g}"
+
+
+RUNS = [Run(label(name, value), method, {**settings, knob: value})
         for name, (method, settings, knob, values) in KNOBS.items() for value in values]
-COLOURS = style.COLOURS | {"lwf": "#CC79A7", "l2sp": "#E69F00", "ewc": "#56B4E9", "LoRA ce": "#7F3B08", "LoRA mol": "#004D40"}
+COLOURS = style.COLOURS | {"ce, low rate": "#999999", "lwf": "#CC79A7", "l2sp": "#E69F00", "ewc": "#56B4E9", "LoRA ce": "#7F3B08", "LoRA mol": "#004D40"}
 
 
 def places(rows):
     """-> {name: {label: [(domain, general) exact answers in %, one a seed]}}."""
     last = style.last(rows)
     (_, kept), (_, learnt) = style.KEPT_AND_LEARNT.items()
-    return {name: {label: [(learnt(row), kept(row)) for row in last[label]]
-                   for label in (f"{name}, {knob} {value:g}" for value in values)}
-            for name, (_, _, knob, values) in KNOBS.items()}
+    return {name: {label(name, value): [(learnt(row), kept(row)) for row in last[label(name, value)]] for value in values}
+            for name, (*_, values) in KNOBS.items()}
 
 
 def best(rows):
     """Each method's best setting -> {name: label}."""
-    return {name: max(labels, key=lambda label: mean(map(sum, labels[label]))) for name, labels in places(rows).items()}
+    return {name: max(settings, key=lambda setting: mean(map(sum, settings[setting]))) for name, settings in places(rows).items()}
 
 
 def tell(rows):
     """The table of all settings, and that of the best."""
     bests = list(best(rows).values())
     of_best = sorted((row for row in rows if row["method"] in bests), key=lambda row: bests.index(row["method"]))
-    return f"{table(rows)}\n\nthe best of each\n{table(of_best)}"
+    edges = [label(name, end(values)) for name, (*_, values) in KNOBS.items() if len(values) > 1 for end in (min, max)]
+    edge = [setting for setting in bests if setting in edges]
+    return (f"{table(rows)}\n\nthe best of each\n{table(of_best)}\n\n"
+            f"at the lowest or highest of their values, so perhaps better beyond: {'; '.join(edge) or 'none'}")
 
 
 def draw(rows, picture):
     figure, axes = plt.subplots(figsize=(8.4, 5.6))
-    ends = {}
-    for name, labels in places(rows).items():
-        chosen = best(rows)[name]
-        for label, seeds in labels.items():
+    ends, bests = {}, best(rows)
+    for name, settings in places(rows).items():
+        chosen = bests[name]
+        for setting, seeds in settings.items():
             x, y = (mean(values) for values in zip(*seeds))
-            axes.plot(x, y, color=COLOURS[name], marker="o", ms=9 if label == chosen else 4, alpha=1 if label == chosen else 0.5)
-            if label == chosen:
+            axes.plot(x, y, color=COLOURS[name], marker="o", ms=9 if setting == chosen else 4, alpha=1 if setting == chosen else 0.5)
+            if setting == chosen:
                 for seed in seeds:
                     axes.plot(*zip((x, y), seed), color=COLOURS[name], lw=0.8)
                 ends[chosen] = COLOURS[name], y
@@ -73,7 +81,7 @@ def draw(rows, picture):
     style.label_ends(axes, ends, apart=0.055)
     axes.grid(alpha=0.25)
     figure.suptitle(style.title("General skills answered exactly, each at its best", {
-        name: style.last(rows)[best(rows)[name]] for name in ("ce", "replay", "mol")}), x=0.01, ha="left")
+        name: style.last(rows)[bests[name]] for name in ("ce", "replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows, "large: the best setting, with each seed; small: the others of the same colour")
 
 
