@@ -106,23 +106,32 @@ def tell(rows):
 
 
 def draw(rows, picture):
+    """One matrix a run: a line a stage, a column a skill; the mean over seeds, and lowest to highest where they differ."""
     runs = by_run(rows)
-    figure, panels = plt.subplots(1, len(runs), figsize=(14, 4.2), sharey=True)
+    figure, panels = plt.subplots(1, len(runs), figsize=(15, 4.6), sharey=True)
+
+    def seeds_at(seeds, stage, names):
+        return [100 * mean(rows[stage]["accuracy"][name] for name in names) for rows in seeds]
+
     for panel, (label, seeds) in zip(panels, runs.items()):
-        shares = [[mean(mean(rows[stage]["accuracy"][skill] for skill in GENERAL) for rows in seeds),
-                   *(mean(rows[stage]["accuracy"][name] for rows in seeds) for name in DOMAINS)] for stage in range(len(DOMAINS) + 1)]
-        panel.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for y, line in enumerate(shares):
-            for x, share in enumerate(line):
-                panel.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color="white" if share < 0.6 else "black")
-        panel.set_xticks(range(len(DOMAINS) + 1), ["general", *DOMAINS], rotation=60)
+        columns = [GENERAL, *([name] for name in DOMAINS)]
+        cells = [[seeds_at(seeds, stage, names) for names in columns] for stage in range(len(DOMAINS) + 1)]
+        panel.imshow([[mean(values) for values in line] for line in cells], cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for y, line in enumerate(cells):
+            for x, values in enumerate(line):
+                low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+                colour = "white" if mean(values) < 60 else "black"
+                panel.text(x, y, f"{mean(values):.0f}", ha="center", va="center" if low == high else "bottom", color=colour)
+                if low != high:
+                    panel.text(x, y + 0.08, f"{low}-{high}", ha="center", va="top", fontsize=7, color=colour)
+        panel.set_xticks(range(len(columns)), ["general", *DOMAINS], rotation=60)
         shown = label.replace(", ", ",\n").replace(" to ", "\nto ")
         panel.set_title(f"{shown}\nforgets {mean(map(forgetting, seeds)):.0%}", fontsize=10, fontweight="bold")
     panels[0].set_yticks(range(len(DOMAINS) + 1), ["base", *(f"after {name}" for name in DOMAINS)])
-    worst, least = (choose(runs, key=lambda label: mean(map(forgetting, runs[label]))) for choose in (max, min))
-    figure.suptitle("Average forgetting of the earlier domains: from {:.0%} ({}) to {:.0%} ({})".format(
-        mean(map(forgetting, runs[worst])), worst, mean(map(forgetting, runs[least])), least), x=0.01, ha="left")
-    style.save(figure, picture, rows, "exact answers, %")
+    figure.suptitle("With earlier domains' text kept, general skills and earlier domains after four: " + ", ".join(
+        f"{method} {mean(seeds_at(runs[label], -1, GENERAL)):.0f}% and {mean(seeds_at(runs[label], -1, DOMAINS[:-1])):.0f}%"
+        for method, label in (("replay", "replay, earlier domains too"), ("mol", "mol to the latest model, earlier domains too"))), x=0.01, ha="left")
+    style.save(figure, picture, rows, "exact answers, %, small: lowest to highest; above: average forgetting of the earlier domains")
 
 
 if __name__ == "__main__":
