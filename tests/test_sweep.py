@@ -148,6 +148,12 @@ def test_the_committed_figures_are_not_drawn_over(arguments, told, capsys, monke
     assert told in error and error.count("\n") == 1 and (ROOT / "plots" / "quality.png").stat().st_mtime_ns == before
 
 
+def test_a_flag_that_some_runs_set_is_refused(tmp_path, capsys):
+    """It would change the others under the same labels."""
+    assert sweep.main("rivals", rivals.RUNS, rivals.draw, "A question.", arguments=["--out", str(tmp_path), "--lr", "1e-3"]) == 2
+    assert "--lr" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def fails(s, seed, method, world, base, dtype):
     raise train.BadInput(f"{method}: the loss is nan at step 1; a lower learning rate may help")
 
