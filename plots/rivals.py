@@ -81,7 +81,7 @@ def draw(rows, picture):
     style.label_ends(axes, ends, apart=0.055)
     axes.grid(alpha=0.25)
     figure.suptitle(style.title("General skills answered exactly, each at its best", {
-        name: style.last(rows)[bests[name]] for name in ("ce", "replay", "mol")}), x=0.01, ha="left")
+        name: style.last(rows)[bests[name]] for name in ("ce", "replay", "ewc", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows, "large: the best setting, with each seed; small: the others of the same colour")
 
 
