@@ -38,8 +38,8 @@ def kl_divergence(logits, base_logits, direction="reverse"):
 
     "reverse" is KL[p_theta || p_0], the student first, as in MoL (arXiv 2509.06650, eq. 2-3): the model may say
     nothing that the base would not. "forward" is KL[p_0 || p_theta], as in distillation: it must still say all
-    that the base would. "mean" is half of each. No gradient reaches the base. A token of probability zero adds
-    nothing where it is the first distribution's, and makes the divergence infinite where it is the second's alone.
+    that the base would. "mean" is half of each. No gradient reaches the base. A token to which the first
+    distribution gives 0 adds nothing; one to which only the second gives 0 makes the divergence infinite.
     """
     if direction == "mean":
         return (kl_divergence(logits, base_logits, "reverse") + kl_divergence(logits, base_logits, "forward")) / 2
@@ -68,7 +68,8 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     is_domain    (B,) bool  the flag that picks each sequence's loss
     base_logits  (G, T, V)  the frozen base's, for the G general rows alone, in their order; None if G is 0
 
-    Three scalars in nats per token, loss = CE part + KL part. Either part is 0 in a batch without its rows.
+    Three scalars in nats per token, loss = CE part + KL part. Either part is 0 in a batch without its rows. Raises
+    ValueError if base_logits has other rows than the general ones.
 
         with torch.no_grad():
             base_logits = base(tokens[~is_domain])
@@ -79,7 +80,7 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     ce = per_sequence(cross_entropy(logits[is_domain], targets[is_domain]), targets[is_domain])  # (B - G,)
     general_logits = logits[is_general]  # (G, T, V)
     if base_logits is None:
-        base_logits = logits[:0]
+        base_logits = logits[:0]  # no rows: right only if there are no general ones
     if base_logits.shape != general_logits.shape:
         raise ValueError(f"base_logits {tuple(base_logits.shape)} do not fit the general rows {tuple(general_logits.shape)}")
     kl = per_sequence(kl_divergence(general_logits, base_logits, direction), targets[is_general])  # (G,)
@@ -109,11 +110,11 @@ def weight_distance(weights, base_weights, importance=None):
 
 
 def diagonal_fisher(model, tokens, generator=None):
-    """How much what the model says about these tokens (B, T) hangs on each weight -> one tensor a parameter.
+    """How much the model's predictions on these tokens (B, T) depend on each weight -> one tensor a parameter.
 
     F_i = E[ (d log p(y | s) / d theta_i)^2 ] per token, with y drawn from the model itself at every position.
     To second order KL[p_0 || p_theta] per token is half of (theta - theta_0)' F (theta - theta_0), F in full:
-    while the step is small, EWC at strength 1 is what MoL computes exactly, seen through the diagonal of a matrix.
+    for a small step EWC at strength 1 is MoL's KL with all but the diagonal of F left out. Steps are not small here.
     """
     model = copy.deepcopy(model).requires_grad_(True)  # a frozen base stays frozen
     fisher = [torch.zeros_like(w) for w in model.parameters()]
