@@ -5,7 +5,7 @@
     python train.py --general FILE... --domain FILE...      your own text
 
 All methods start from the same base, read the same domain sequences in the same order, and share learning rate,
-steps and batch. A method is one function below and one row in METHODS.
+steps, batch and, but for those that hold the weights themselves, weight decay. A method is one function below and one row in METHODS.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Settings:
     lr: float = setting(2e-3, "peak learning rate of every method")
     batch_size: int = setting(16, "domain sequences a step; general ones come on top, see ratio")
     ratio: float = setting(1.0, "general sequences for each domain one, in methods that read general text")
-    kl: str = setting("reverse", "direction of the KL: reverse (model || base), forward (base || model) or their mean")
+    kl: str = setting("reverse", "direction of mol's KL: reverse (model || base), forward (base || model) or their mean")
     strength: float = setting(1.0, "weight of what protects the base: the KL of mol and lwf, the distance of l2sp and ewc")
     lora_rank: int = setting(0, "train low-rank adapters of this rank instead of the weights; 0 trains the weights")
     general_errors: float = setting(0.7, "share of wrong answers in the toy world's general text, 0 to 1")
@@ -231,7 +231,7 @@ METHODS = {
 
 # --- training --------------------------------------------------------------------------------------------------
 
-def fit(label, model, step_loss, batches, steps, lr, dtype, mark, mark_every, weight_decay=0.1):
+def fit(label, model, step_loss, batches, steps, lr, dtype, mark, mark_every, weight_decay):
     """The loop that every training goes through: AdamW, a short warm-up, linear decay to zero, clipped gradients.
 
     step_loss(batch) is the loss of one step; mark(step) is called every mark_every steps and after the last.
@@ -301,7 +301,7 @@ def pretrain(s, seed, world, device, dtype):
 
     batches = data.batches(world.domain, world.pretraining, 0, s.base_batch_size, s.block_size, f"pretraining {seed}")
     fit("base", model, lambda batch: losses.mean_cross_entropy(forward(batch.tokens), batch.targets),
-        batches, s.base_steps, s.base_lr, dtype, mark, max(1, s.base_steps // 20))
+        batches, s.base_steps, s.base_lr, dtype, mark, max(1, s.base_steps // 20), weight_decay=0.1)
     print(f"{'base':>8}  kept from step {best['step']}, the best on held-out general text: {best['loss']:.3f} nats per token")
     model.load_state_dict(best["model"])
     return model

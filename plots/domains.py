@@ -53,7 +53,7 @@ def chain(s, seed, method, world, base, dtype, latest=False, earlier=False):
             held = model.requires_grad_(False) if latest else base
             model = train.continue_training(method, s, seed, read, model, dtype, lambda model, step: None, held)
         rows.append({"step": stage, "domain": name, **evaluate(model, base, world, s.block_size)})
-        train.finite(method, stage, rows[-1]["general_loss"] + rows[-1]["domain_loss"])
+        train.finite(f"{method}, after {name or 'base'}", s.steps, rows[-1]["general_loss"] + rows[-1]["domain_loss"])
     return rows
 
 

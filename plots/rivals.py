@@ -59,6 +59,7 @@ def tell(rows):
     bests = list(best(rows).values())
     of_best = sorted((row for row in rows if row["method"] in bests), key=lambda row: bests.index(row["method"]))
     edges = [label(name, end(values)) for name, (*_, values) in KNOBS.items() if len(values) > 1 for end in (min, max)]
+    edges.remove(label("ce, low rate", max(KNOBS["ce, low rate"][-1])))  # beyond it is ce itself
     edge = [setting for setting in bests if setting in edges]
     return (f"{table(rows)}\n\nthe best of each\n{table(of_best)}\n\n"
             f"at the lowest or highest of their values, so perhaps better beyond: {'; '.join(edge) or 'none'}")

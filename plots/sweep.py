@@ -4,7 +4,7 @@ A question is a file in plots/ with a list of runs: `python plots/ratio.py` make
 are cores, one thread each, writes ratio.jsonl and draws ratio.png. A run is one method on one seed, under the
 settings of the command line and its own. It is kept whole or not at all, and known again by its settings: a sweep
 that was stopped, by Ctrl-C or by a power cut, goes on where it was, and questions in one folder share the runs they have
-in common. The code is not part of what a run is known by: after changing a method, ask in another folder, --out.
+in common, if they start from the same base. The code is not part of what a run is known by: after changing a method, ask in another folder, --out.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -116,16 +117,14 @@ def kept(path):
 def sweep(name, runs, s):
     """Make what is missing of runs x seeds -> the rows of all, in their order, each with its run's label as "method"."""
     out = Path(s.out)
+    own = out / f"{name}.jsonl"
     asked = []  # (name of the run, settings, seed, run); two labels may ask for the same run
     for run in runs:
         of_run = replace(s, **run.settings, methods=(run.method,))
         train.check(of_run)
         asked += [(name_of(of_run, seed, run), of_run, seed, run) for seed in s.seed]
     names = {key for key, *_ in asked}
-    files = sorted(out.glob("*.jsonl"), key=lambda file: file.stem == name)  # its own last: that one counts
-    there = {key: rows for file in files for key, rows in kept(file).items() if key in names}
-    missing = {key: job for key, *job in asked if key not in there}
-    print(f"{name}: {len(names)} runs, {len(there)} made before, {len(missing)} to make", flush=True)
+    there = {key: rows for key, rows in kept(own).items() if key in names}
 
     def labelled():
         return [{**row, "method": run.label, "seed": seed, "run": key, "rows": len(there[key])}
@@ -133,58 +132,78 @@ def sweep(name, runs, s):
 
     def keep():
         """Write the file again: what is asked, in its order, then what else is in it."""
-        others = [row for key, rows in kept(out / f"{name}.jsonl").items() if key not in names for row in rows]
+        others = [row for key, rows in kept(own).items() if key not in names for row in rows]
         of_names = {row["run"]: row["method"] for row in reversed(labelled())}  # a run of two labels is written once
-        train.save_metrics(out / f"{name}.jsonl", [row for row in labelled() if row["method"] == of_names[row["run"]]] + others)
+        train.save_metrics(own, [row for row in labelled() if row["method"] == of_names[row["run"]]] + others)
 
     def from_one_base(seed, *more):
         """Refuse to compare runs of a seed that started from different bases; more: the loss of the one to start from."""
         starts = [there[key][0]["general_loss"] for key, _, of_seed, _ in asked if of_seed == seed and key in there] + [*more]
-        if starts and not math.isclose(min(starts), max(starts), rel_tol=1e-5):  # one base on two machines differs by less
-            raise BadInput(f"--out {out}: its earlier runs of seed {seed} started from another base; "
-                           "--base must be theirs, or --out another folder")
+        if starts and not same_base(min(starts), max(starts)):
+            raise BadInput(f"{own}: its runs of seed {seed} started from another base; --base must be theirs, or --out another folder")
 
-    def finished(key, rows):
-        there[key] = rows
-        keep()
+    def missing():
+        return {key: job for key, *job in asked if key not in there}
 
+    for seed in s.seed:
+        from_one_base(seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise BadInput(f"--out {out}: cannot write there: {problem}") from None
-    for seed in s.seed:
-        from_one_base(seed)
-    if missing:
-        make(missing, s, from_one_base, finished)
+    if missing():
+        with workers() as pool:
+            bases = replace(s, out=s.base or str(HERE.parent / "out" / "bases"))
+            if not s.base:
+                print(f"the bases first, in {bases.out}: some minutes, if they are not there", flush=True)
+            seeds = list(dict.fromkeys(seed for _, seed, _ in missing().values()))
+            losses = {seed: job.result() for seed, job in [(seed, pool.submit(make_base, bases, seed)) for seed in seeds]}
+            for seed, loss in losses.items():
+                from_one_base(seed, loss)
+            for file in sorted(out.glob("*.jsonl")):  # what other questions made from the same base
+                for key, rows in kept(file).items():
+                    if key in missing() and same_base(rows[0]["general_loss"], losses[missing()[key][1]]):
+                        there[key] = rows
+            print(f"{name}: {len(names)} runs, {len(there)} made before, {len(missing())} to make", flush=True)
+            for key, seed, rows in make(pool, missing(), bases.out):
+                there[key] = rows
+                from_one_base(seed)
+                keep()
+    else:
+        print(f"{name}: {len(names)} runs, all made before, 0 to make", flush=True)
     keep()
     return labelled()
 
 
-def make(missing, s, based, finished):
-    """Make the bases, then the runs: based(seed, loss) is called for each base, finished(name, rows) for each run."""
-    bases = replace(s, out=s.base or str(HERE.parent / "out" / "bases"))
-    seeds = list(dict.fromkeys(seed for _, seed, _ in missing.values()))
-    workers = min(os.cpu_count() or 1, 8)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
+def same_base(loss, other):
+    """Do two losses on held-out general text belong to one base? Machines round differently; two bases differ by more."""
+    return math.isclose(loss, other, rel_tol=1e-4)
+
+
+@contextmanager
+def workers():
+    """As many processes as there are cores, eight at most; after an error or Ctrl-C nobody waits for what is under way."""
+    pool = ProcessPoolExecutor(min(os.cpu_count() or 1, 8), multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
-        if not s.base:
-            print(f"the bases first, in {bases.out}: some minutes, if they are not there", flush=True)
-        for seed, job in [(seed, pool.submit(make_base, bases, seed)) for seed in seeds]:
-            based(seed, job.result())  # a base that does not fit is refused here, before any run
-        began = time.perf_counter()
-        jobs = {pool.submit(make_run, replace(of_run, base=bases.out), seed, run): (key, seed, run)
-                for key, (of_run, seed, run) in missing.items()}
-        for done, job in enumerate(as_completed(jobs), 1):
-            key, seed, run = jobs[job]
-            finished(key, job.result())
-            left = (time.perf_counter() - began) / done * (len(jobs) - done)
-            print(f"{done:>4}/{len(jobs)}  {run.label}, seed {seed}  {left / 60:5.1f} minutes left", flush=True)
+        yield pool
     except BrokenProcessPool:
         raise BadInput("a process that made a run was killed, perhaps for want of memory; ask again to go on") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in multiprocessing.active_children():
-            worker.terminate()  # after an error nobody waits for the runs under way
+            worker.terminate()
+
+
+def make(pool, missing, base):
+    """Make the runs {name: (settings, seed, run)} from the bases in a folder: yields (name, seed, rows) as each ends."""
+    began = time.perf_counter()
+    jobs = {pool.submit(make_run, replace(of_run, base=base), seed, run): (key, seed, run)
+            for key, (of_run, seed, run) in missing.items()}
+    for done, job in enumerate(as_completed(jobs), 1):
+        key, seed, run = jobs[job]
+        yield key, seed, job.result()
+        left = (time.perf_counter() - began) / done * (len(jobs) - done)
+        print(f"{done:>4}/{len(jobs)}  {run.label}, seed {seed}  {left / 60:5.1f} minutes left", flush=True)
 
 
 # --- the command line ------------------------------------------------------------------------------------------

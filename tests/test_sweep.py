@@ -66,35 +66,40 @@ def test_a_sweep_is_made_once_and_goes_on_where_it_stopped(tmp_path, bases, caps
 
 
 def test_questions_share_the_runs_they_have_in_common(tmp_path, bases, capsys):
+    """Those from the same base, and no others."""
     (tmp_path / "bases").symlink_to(bases)
-    assert ask(tmp_path, runs=RUNS[:1]) == 0
-    mixed = rows(tmp_path / "asked.jsonl")
-    (tmp_path / "asked.jsonl").unlink()
-    assert ask(tmp_path, runs=RUNS[1:]) == 0
-    made = rows(tmp_path / "asked.jsonl")
-    (tmp_path / "asked.jsonl").rename(tmp_path / "earlier.jsonl")
-    capsys.readouterr()
-    seen = []
+
+    def write(name, rows):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def asked(**options):
+        seen = []
+        code = ask(tmp_path, drawn=lambda rows, picture: seen.extend(rows), **options)
+        return code, seen, capsys.readouterr()
+
+    assert ask(tmp_path) == 0
+    made = {label: [row for row in rows(tmp_path / "asked.jsonl") if row["method"] == label] for label in ("replay, wrong", "mol")}
+    elsewhere = {label: [{**row, "general_loss": row["general_loss"] + 0.1} for row in runs] for label, runs in made.items()}
     both = [RUNS[1]._replace(label=label) for label in ("one name", "another")]
-    assert ask(tmp_path, runs=both, drawn=lambda rows, picture: seen.extend(rows)) == 0
-    assert "1 runs, 1 made before" in capsys.readouterr().out
-    assert rows(tmp_path / "asked.jsonl") == [{**row, "method": "one name"} for row in made]
-    assert seen == [{**row, "method": label} for label in ("one name", "another") for row in made]
-    other = [{**row, "general_loss": row["general_loss"] + 0.1} for row in made]
-    (tmp_path / "later.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
-    seen.clear()
-    assert ask(tmp_path, runs=RUNS[1:], drawn=lambda rows, picture: seen.extend(rows)) == 0
-    assert seen == made  # a question's own runs come before another's
-    (tmp_path / "later.jsonl").unlink()
-    made[0]["general_loss"] += 0.1  # as if another base had been there
-    (tmp_path / "earlier.jsonl").unlink()
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
-    before = (tmp_path / "asked.jsonl").read_text()
-    assert ask(tmp_path) == 2
-    assert "another base" in capsys.readouterr().err and (tmp_path / "asked.jsonl").read_text() == before
-    (tmp_path / "later.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
-    assert ask(tmp_path) == 2  # nothing is missing, and still
-    assert "another base" in capsys.readouterr().err and (tmp_path / "asked.jsonl").read_text() == before
+
+    (tmp_path / "asked.jsonl").rename(tmp_path / "earlier.jsonl")
+    code, seen, told = asked(runs=both)  # two labels of one run, which another question made
+    assert code == 0 and "1 runs, 1 made before" in told.out
+    assert rows(tmp_path / "asked.jsonl") == [{**row, "method": "one name"} for row in made["mol"]]
+    assert seen == [{**row, "method": label} for label in ("one name", "another") for row in made["mol"]]
+
+    write("asked", made["mol"])
+    write("earlier", elsewhere["mol"] + elsewhere["replay, wrong"])
+    code, seen, told = asked()  # its own run counts, and another's from another base is made anew
+    assert code == 0 and "2 runs, 1 made before, 1 to make" in told.out and seen == made["replay, wrong"] + made["mol"]
+
+    write("earlier", made["replay, wrong"])
+    for own, drawn in [(elsewhere["mol"], False), (elsewhere["mol"] + made["replay, wrong"], False), (elsewhere["mol"] + elsewhere["replay, wrong"], True)]:
+        write("asked", own)
+        before = (tmp_path / "asked.jsonl").read_text()
+        code, seen, told = asked()
+        assert code == (0 if drawn else 2) and bool(seen) == drawn and ("another base" in told.err) != drawn
+        assert drawn or (tmp_path / "asked.jsonl").read_text() == before
 
 
 def test_a_sweep_that_is_killed_goes_on(tmp_path, bases):
