@@ -47,8 +47,8 @@ def draw(rows, picture):
         panel.set_xticks(range(7), ["0", *RATIOS])
         panel.set_xlabel("general to domain sequences")
     panels[0][1].legend(loc="lower right", frameon=False)
-    figure.suptitle(style.title("At 1:1 of the same text in all, general skills answered exactly", {
-        method: last[f"{method}, 1:1, same text in all"] for method in ("replay", "mol")}), x=0.01, ha="left")
+    figure.suptitle(style.title("At one general sequence to eight, on the same domain text, general skills answered exactly", {
+        method: last[f"{method}, 1:8, same domain text"] for method in ("replay", "mol")}), x=0.01, ha="left")
     style.save(figure, picture, rows)
 
 
