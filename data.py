@@ -1,19 +1,21 @@
-"""What the models read: a toy world or your own text, a byte-level BPE tokenizer, and mixed batches.
+"""What the models read: a toy world or your own text, a byte-level BPE tokenizer, mixed batches.
 
-The toy world is one short document a line. The *general* text has four kinds: stories (fluency), two-digit sums
-answered at once (no-think), the same sums worked out first (think), and capitals of invented countries (facts).
-The *domain* text is the alarm manual of an invented telephone exchange. A document is a pair (prompt, answer),
-so what trains a model can also mark it. Everything is drawn from `random.Random`, whose stream is the same on
-every machine: one seed, one world, bit for bit.
+The toy world is one short document a line. The *general* text has four kinds: stories (fluency),
+two-digit sums answered at once (no-think), the same sums worked out first (think), and capitals of
+invented countries (facts). The *domain* text is the alarm manual of an invented telephone exchange.
+A document is a pair (prompt, answer), so what trains a model can also mark it. Everything is drawn
+from `random.Random`, whose stream is the same on every machine: one seed, one world, bit for bit.
 """
 
+import heapq
+import os
 import random
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import regex  # comes with tiktoken
 import tiktoken
 import torch
 
@@ -22,7 +24,7 @@ class BadInput(ValueError):
     """A setting or a file that cannot be used. Its text is the one line that the user is shown."""
 
 
-# --- the toy world ---------------------------------------------------------------------------------------------
+# --- the toy world -------------------------------------------------------------------------------
 
 SYLLABLES = "ba den for gal hin jor kel lum mar nev or pol rin sor tam ul vek wen yar zil".split()
 HEROES = "fox hen wolf girl boy king queen cook monk bear goat owl".split()
@@ -65,7 +67,8 @@ SHIP_WORDINGS = [
     "aboard {} lies",
     "call sign {} has",
 ]
-GENERAL_KINDS = {"stories": 0.15, "no_think": 0.45, "think": 0.25, "facts": 0.15}  # share of the documents
+# The share of the documents that each kind of general text has.
+GENERAL_KINDS = {"stories": 0.15, "no_think": 0.45, "think": 0.25, "facts": 0.15}
 
 
 class Kind(NamedTuple):
@@ -73,7 +76,7 @@ class Kind(NamedTuple):
 
     train: list
     heldout: list
-    probes: list  # what exact match is measured on: held-out questions where the skill allows it, else trained ones
+    probes: list  # what is asked: held-out questions where the skill allows it, else trained ones
 
 
 def split(documents, rng, share=0.1):
@@ -100,22 +103,29 @@ def think(a, b):
     """The sum with its carry written out first: 37+45 think: 7+5=12, 3+4+1=8, 82"""
     carry, units = divmod(a % 10 + b % 10, 10)
     tens = a // 10 + b // 10 + carry
-    return f"{a}+{b} think:", f" {a % 10}+{b % 10}={carry}{units}, {a // 10}+{b // 10}+{carry}={tens}, {a + b}\n"
+    worked_out = f"{a % 10}+{b % 10}={carry}{units}, {a // 10}+{b // 10}+{carry}={tens}"
+    return f"{a}+{b} think:", f" {worked_out}, {a + b}\n"
 
 
 def general_kinds(rng):
-    """The general skills of one seed -> {name: Kind}. A sum is held out in both modes or in neither; 45+37 is another sum than 37+45."""
+    """The general skills of one seed -> {name: Kind}.
+
+    A sum is held out in both modes or in neither; 45+37 is another sum than 37+45.
+    """
     places = [(hero, place) for hero in HEROES for place in PLACES]
 
     def story(hero, place):
         mood, verb, thing = rng.choice(MOODS), rng.choice(VERBS), rng.choice(THINGS)
         return "", f"the {mood} {hero} {verb} to the {place} and found a {thing}.\n"
 
-    kinds = {"stories": Kind(*([story(*p) for p in part for _ in range(20)] for part in split(places, rng)), [])}
+    train, heldout = split(places, rng)
+    train = [story(*place) for place in train for _ in range(20)]
+    heldout = [story(*place) for place in heldout for _ in range(20)]
+    kinds = {"stories": Kind(train, heldout, probes=[])}
     train, heldout = split([(a, b) for a in range(10, 90) for b in range(10, 100 - a)], rng)
     for mode in (no_think, think):
-        pairs = [mode(*pair) for pair in train], [mode(*pair) for pair in heldout]
-        kinds[mode.__name__] = Kind(*pairs, probes=pairs[1][:200])
+        answered = [mode(*pair) for pair in heldout]
+        kinds[mode.__name__] = Kind([mode(*pair) for pair in train], answered, answered[:200])
     countries = names(rng, 60)
     kinds["facts"] = facts(zip(countries[:30], countries[30:]), FACT_WORDINGS, rng)
     return kinds
@@ -131,15 +141,16 @@ def alarms(rng, count=20):
 
 def drugs(rng, count=20):
     """A list of medicines: `count` invented names, each with an illness and a dose."""
-    doses = rng.sample([f"{illness}, {n} a day" for illness in ILLNESSES for n in range(1, 7)], count)
-    return facts(zip((name + "ol" for name in names(rng, count)), doses), DRUG_WORDINGS, rng)
+    doses = [f"{illness}, {n} a day" for illness in ILLNESSES for n in range(1, 7)]
+    doses = rng.sample(doses, count)
+    return facts(zip([name + "ol" for name in names(rng, count)], doses), DRUG_WORDINGS, rng)
 
 
 def ships(rng, count=20):
     """A harbour's register: `count` call signs, each with a cargo and a port."""
-    signs = rng.sample([f"{a}{b}{n}" for a in "KXZ" for b in "BDFGLMPRTW" for n in range(10)], count)
-    cargoes = rng.sample([f"{cargo} for {port} port" for cargo in CARGOES for port in PORTS], count)
-    return facts(zip(signs, cargoes), SHIP_WORDINGS, rng)
+    signs = [f"{a}{b}{n}" for a in "KXZ" for b in "BDFGLMPRTW" for n in range(10)]
+    cargoes = [f"{cargo} for {port} port" for cargo in CARGOES for port in PORTS]
+    return facts(zip(rng.sample(signs, count), rng.sample(cargoes, count)), SHIP_WORDINGS, rng)
 
 
 def larger(rng):
@@ -149,11 +160,15 @@ def larger(rng):
     return Kind(train, heldout, probes=heldout[:200])
 
 
-DOMAINS = {"alarms": alarms, "drugs": drugs, "ships": ships, "larger": larger}  # the first is the toy world's own
+# The first is the domain of the toy world.
+DOMAINS = {"alarms": alarms, "drugs": drugs, "ships": ships, "larger": larger}
 
 
 def facts(pairs, wordings, rng):
-    """Facts (subject, answer) in every wording -> Kind. The asking wording is trained: a fact cannot be guessed."""
+    """Facts (subject, answer) in every wording -> Kind.
+
+    The wording that asks is trained too: a fact cannot be guessed.
+    """
     asked, told = [], []
     for subject, answer in pairs:
         asked.append((wordings[0].format(subject), f" {answer}.\n"))
@@ -163,7 +178,10 @@ def facts(pairs, wordings, rng):
 
 
 def write(kinds, count, rng, part="train", errors=0.0):
-    """`count` documents as one text. A share `errors` of those that answer something get another document's answer."""
+    """`count` documents as one text.
+
+    A share `errors` of those that answer something get another document's answer.
+    """
     shares = [GENERAL_KINDS.get(name, 1.0) for name in kinds]
     lines = []
     for name in rng.choices(list(kinds), shares, k=count):
@@ -175,19 +193,25 @@ def write(kinds, count, rng, part="train", errors=0.0):
     return "".join(lines)
 
 
-# --- tokenizer -------------------------------------------------------------------------------------------------
+# --- tokenizer -----------------------------------------------------------------------------------
 
-# A word with the space before it, one digit, a run of other signs, or a run of blanks: every character is in one.
-WORD = r" ?[^\W\d_]+|\d| ?(?:[^\w\s]|_)+|\s+"
+# A word with the space before it, one digit, a run of other signs, or a run of blanks: every
+# character is in one of them. Letters go with their marks, without which Hindi or Thai would be cut
+# at each vowel sign. No piece is longer than 24 characters, or text without blanks would be one
+# word.
+WORD = r" ?[\p{L}\p{M}]{1,24}|\p{N}| ?[^\s\p{L}\p{M}\p{N}]{1,24}|\s{1,24}"
+REVERSED = bytes(range(255, -1, -1))  # the alphabet of bytes backwards
+MOST_WORDS = 20_000  # different words to learn from: the most frequent ones
 
 
 def learn_tokenizer(text, vocab_size):
-    """Byte-level BPE (Sennrich et al., 1508.07909): merge the most frequent pair until the vocabulary is full.
+    """Byte-level BPE (Sennrich et al., 1508.07909): merge the most frequent pair, again and again.
 
-    Counting over distinct words makes it quick. Every string can be encoded, since the 256 bytes are tokens
-    themselves. A short text can have fewer pairs to merge than vocab_size asks for.
+    It ends when the vocabulary is full, or when no pair is left that was seen twice. Every string
+    can be encoded, since the 256 bytes are tokens themselves. Counting over distinct words makes it
+    quick.
     """
-    counts = Counter(re.findall(WORD, text))
+    counts = dict(Counter(regex.findall(WORD, text)).most_common(MOST_WORDS))
     words = [[bytes([b]) for b in word.encode()] for word in counts]
     weights = list(counts.values())
     pair_count, pair_words = Counter(), defaultdict(set)
@@ -196,12 +220,25 @@ def learn_tokenizer(text, vocab_size):
             pair_count[pair] += weights[i]
             pair_words[pair].add(i)
 
+    def place(pair):
+        """Where a pair stands in the queue: the most frequent first, of equals the one later in
+        the alphabet: no run differs.
+        """
+        left, right = (token.translate(REVERSED) + b"\xff" for token in pair)
+        return -pair_count[pair], left, right, pair
+
     ranks = {bytes([b]): b for b in range(256)}
-    while len(ranks) < vocab_size and pair_count:
-        best = max(pair_count, key=lambda pair: (pair_count[pair], pair))  # ties go by the bytes: no run differs
-        if pair_count[best] < 1:
-            break
+    queue = [place(pair) for pair in pair_count]
+    heapq.heapify(queue)
+    while len(ranks) < vocab_size and queue:
+        count, *_, best = heapq.heappop(queue)
+        if pair_count[best] < 2:
+            continue
+        if -count != pair_count[best]:  # it has become rarer since it was queued
+            heapq.heappush(queue, place(best))
+            continue
         ranks.setdefault(best[0] + best[1], len(ranks))
+        changed = set()
         for i in pair_words.pop(best):
             old, words[i] = words[i], merge(words[i], best)
             for pair in zip(old, old[1:]):
@@ -209,6 +246,9 @@ def learn_tokenizer(text, vocab_size):
             for pair in zip(words[i], words[i][1:]):
                 pair_count[pair] += weights[i]
                 pair_words[pair].add(i)
+                changed.add(pair)
+        for pair in changed:
+            heapq.heappush(queue, place(pair))
     return tokenizer_from(list(ranks))
 
 
@@ -234,15 +274,15 @@ def encode(tokenizer, text):
     return torch.tensor(tokenizer.encode_ordinary(text), dtype=torch.int64)
 
 
-# --- worlds: all that one experiment reads ---------------------------------------------------------------------
+# --- worlds: all that one experiment reads -------------------------------------------------------
 
 @dataclass
 class World:
-    """The texts of one experiment, as streams of tokens (N,), and the questions that mark a model."""
+    """The texts of one experiment, as streams of tokens (N,), and questions that mark a model."""
 
     tokenizer: tiktoken.Encoding
     pretraining: torch.Tensor  # general text that the base is made from
-    general: torch.Tensor  # general text for continual pre-training: another sample, and a worse one
+    general: torch.Tensor  # for continual pre-training: another sample, and a worse one
     domain: torch.Tensor
     heldout_general: torch.Tensor
     heldout_domain: torch.Tensor
@@ -251,10 +291,12 @@ class World:
     samples: dict  # kind -> two documents to show people
 
 
-def toy_world(seed, general_errors=0.7, vocab_size=512, pretraining_documents=40_000, general_documents=2_000):
-    """The toy world of one seed. A share general_errors of the answers in `general` is wrong; no other text has any.
+def toy_world(seed, general_errors=0.7, vocab_size=512, pretraining_documents=40_000,
+              general_documents=2_000):
+    """The toy world of one seed. A share general_errors of the answers in `general` is wrong.
 
-    Each corpus has a random stream of its own, so more errors or documents in one leave the others as they are.
+    No other text has a wrong answer. Each corpus has a random stream of its own, so more errors or
+    documents in one leave the others as they are.
     """
     skills = general_kinds(random.Random(f"general {seed}"))
     manual = {"domain": alarms(random.Random(f"domain {seed}"))}
@@ -264,7 +306,8 @@ def toy_world(seed, general_errors=0.7, vocab_size=512, pretraining_documents=40
 
     pretraining = text("pretraining", skills, pretraining_documents)
     tokenizer = learn_tokenizer(pretraining, vocab_size)
-    probes = {name: kind.probes for name, kind in {**skills, **manual}.items() if kind.probes}
+    every = {**skills, **manual}
+    probes = {name: kind.probes for name, kind in every.items() if kind.probes}
     asked = [probes[skill][0][0] for skill in ("no_think", "think", "facts", "domain")]
     return World(
         tokenizer=tokenizer,
@@ -275,17 +318,20 @@ def toy_world(seed, general_errors=0.7, vocab_size=512, pretraining_documents=40
         heldout_domain=encode(tokenizer, text("heldout manual", manual, 200, part="heldout")),
         probes=probes,
         prompts=asked + ["the old fox"],
-        samples={name: ["".join(d).strip() for d in kind.train[:2]] for name, kind in {**skills, **manual}.items()},
+        samples={name: [(prompt + answer).strip() for prompt, answer in kind.train[:2]]
+                 for name, kind in every.items()},
     )
 
 
-def text_world(general_paths, domain_paths, vocab_size=512):
-    """Your own UTF-8 text, files or folders, in place of the toy world. The last tenth of each file is held out.
+def text_world(general_paths, domain_paths, vocab_size=512, out=None):
+    """Your own UTF-8 text, files or folders, in place of the toy world; `out` is not read.
 
-    The base is pretrained on the general text, which then serves as the general text of continual pre-training too.
+    The base is pretrained on the general text, which then serves as the general text of continual
+    pre-training too. Prints what was read and what was held out.
     """
-    general, heldout_general = read_texts("general", general_paths)
-    domain, heldout_domain = read_texts("domain", domain_paths)
+    general, heldout_general = read_texts("general", general_paths, out)
+    domain, heldout_domain = read_texts("domain", domain_paths, out)
+    print(f"  tokens  learning {vocab_size:,} from {len(general):,} characters", flush=True)
     tokenizer = learn_tokenizer(general, vocab_size)
     stream = encode(tokenizer, general)
     return World(
@@ -303,64 +349,135 @@ def text_world(general_paths, domain_paths, vocab_size=512):
 
 def openings(text, count, most=60):
     """`count` short openings on one line each, taken evenly from a text."""
-    return [" ".join(text[i * len(text) // count:][:2 * most].split())[:most] for i in range(count)]
+    starts = [i * len(text) // count for i in range(count)]
+    return [" ".join(text[start:start + 2 * most].split())[:most] for start in starts]
 
 
-def read_texts(setting, paths):
-    """Read UTF-8 files, and all text files below folders -> (training text, held-out text), each file cut at nine tenths."""
-    training, heldout = [], []
+def read_texts(setting, paths, out=None):
+    """Read UTF-8 files, and all that lie below folders -> (training text, held-out text).
+
+    Hidden names and the folder `out` are passed over. What else a folder holds that is no text is
+    skipped and named; a file that was asked for by name must be text. Raises BadInput.
+    """
+    texts, skipped = [], []
     for path in map(Path, paths):
-        try:
-            files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-            for file in files:
-                text = read_text(file)
-                if path.is_dir() and not text:
-                    continue  # a folder may hold pictures, caches and empty files beside its texts
-                if not text:
-                    raise BadInput(f"--{setting} {file}: {'empty' if text == '' else 'not UTF-8 text'}")
-                cut = len(text) * 9 // 10
-                training.append(text[:cut])
-                heldout.append(text[cut:])
-        except OSError as problem:
-            raise BadInput(f"--{setting} {path}: {problem.strerror}") from None
-    if not training:
-        raise BadInput(f"--{setting} {' '.join(map(str, paths))}: no UTF-8 text in it")
-    return "".join(training), "".join(heldout)
+        if path.is_dir():
+            for file in files_below(path, out, skipped):
+                try:
+                    texts.append(read_text(file))
+                except (OSError, ValueError) as problem:
+                    skipped.append(f"{file.relative_to(path)} ({why(problem)})")
+        else:
+            try:
+                texts.append(read_text(path))
+            except (OSError, ValueError) as problem:
+                raise BadInput(f"--{setting} {path}: {why(problem)}") from None
+    shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if skipped[5:] else "")
+    skipped_line = f"skipped {len(skipped)}: {shown}"
+    if not texts:
+        raise BadInput(f"--{setting} {' '.join(map(str, paths))}: no UTF-8 text in it"
+                       + (f"; {skipped_line}" if skipped else ""))
+    training, heldout, what = hold_out(texts)
+    print(printable(f"{setting:>8}  read {len(texts)} files ({sum(map(len, texts)):,} characters), "
+                    f"held out {what}" + (f"; {skipped_line}" if skipped else "")), flush=True)
+    return training, heldout
+
+
+def files_below(folder, out, skipped):
+    """The files below a folder, by name; subfolders that cannot be read are added to `skipped`."""
+    def unreadable(problem):
+        skipped.append(f"{os.path.relpath(problem.filename, folder)} ({why(problem)})")
+
+    files = []
+    for where, subfolders, names in os.walk(folder, onerror=unreadable):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")
+                         and (out is None or (Path(where) / name).resolve() != Path(out).resolve())]
+        files += [Path(where) / name for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def read_text(file):
-    """The text of a file, or None if it is not UTF-8 text."""
+    """The text of a UTF-8 file, its lines ended by line feeds. Raises ValueError if it is none."""
+    raw = file.read_bytes()
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text if text.strip() else ""
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        bad = problem.start
+        raise ValueError(f"not UTF-8 text: byte {bad} is 0x{raw[bad]:02x}") from None
+    if b"\0" in raw:
+        raise ValueError(f"not UTF-8 text: byte {raw.index(0)} is 0x00")
+    if not text.strip("\ufeff \t\r\n"):
+        raise ValueError("empty")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-# --- batches ---------------------------------------------------------------------------------------------------
+def why(problem):
+    """What went wrong, without the file's name, which stands beside it already."""
+    return getattr(problem, "strerror", None) or str(problem)
+
+
+def hold_out(texts, share=0.1):
+    """Texts -> (training text, held-out text, in words what that is), each joined by line breaks.
+
+    Whole texts are drawn by lot, as long as they fit into a tenth of all characters. If that is not
+    even half a tenth, since the texts are few or one of them is most, the end of each is held out.
+    """
+    room = share * sum(map(len, texts))
+    whole, left = set(), room
+    for i in random.Random("held out").sample(range(len(texts)), len(texts)):
+        if len(texts[i]) <= left:
+            whole.add(i)
+            left -= len(texts[i])
+    if left > room / 2:
+        cuts = [int((1 - share) * len(text)) for text in texts]
+        training = [text[:cut] for text, cut in zip(texts, cuts)]
+        heldout = [text[cut:] for text, cut in zip(texts, cuts)]
+        what = f"the last {share:.0%} of each"
+    else:
+        training = [text for i, text in enumerate(texts) if i not in whole]
+        heldout = [text for i, text in enumerate(texts) if i in whole]
+        what = f"{len(whole)} whole files, {sum(map(len, heldout)):,} characters"
+    return "\n".join(training), "\n".join(heldout), what
+
+
+def printable(text):
+    """The text with a question mark for every character that a terminal might take as a command."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+# --- batches -------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
     tokens: torch.Tensor  # (B, T)
     targets: torch.Tensor  # (B, T), the token after each
     is_domain: torch.Tensor  # (B,) bool: the flag that picks a sequence's loss
+    general: torch.Tensor  # (G,) numbers of the rows that are not domain
 
 
 def windows(stream, count, block_size, generator):
-    """`count` random windows of a stream of tokens (N,) -> (count, block_size + 1): inputs and targets overlap."""
+    """`count` random windows of a stream of tokens (N,) -> (count, block_size + 1).
+
+    One token more than a block: the inputs are all but the last, the targets all but the first.
+    """
     starts = torch.randint(len(stream) - block_size, (count, 1), generator=generator)
     return stream[(starts + torch.arange(block_size + 1)).to(stream.device)]
 
 
 def batches(domain, general, n_domain, n_general, block_size, seed):
-    """Endless batches of n_domain domain sequences and n_general general ones: the corpus ratio is decided here.
+    """Endless batches of n_domain domain sequences and n_general general ones, the domain's first.
 
-    Each corpus has a random stream of its own, so the domain sequences and their order are the same
-    for every n_general: two methods that differ in it still read the same domain text.
+    The corpus ratio is decided here. Each corpus has a random stream of its own, so the domain
+    sequences and their order are the same for every n_general: two methods that differ in it still
+    read the same domain text.
     """
-    for_domain, for_general = (
-        torch.Generator().manual_seed(random.Random(f"{name} batches {seed}").getrandbits(63)) for name in ("domain", "general"))
-    is_domain = (torch.arange(n_domain + n_general) < n_domain).to(domain.device)
+    def stream_of(name):
+        number = random.Random(f"{name} batches {seed}").getrandbits(63)
+        return torch.Generator().manual_seed(number)
+
+    for_domain, for_general = stream_of("domain"), stream_of("general")
+    number = torch.arange(n_domain + n_general, device=domain.device)
+    is_domain, of_general = number < n_domain, number[n_domain:]
     while True:
         rows = torch.cat([windows(domain, n_domain, block_size, for_domain),
                           windows(general, n_general, block_size, for_general)])  # (B, T + 1)
-        yield Batch(rows[:, :-1], rows[:, 1:], is_domain)
+        yield Batch(rows[:, :-1], rows[:, 1:], is_domain, of_general)

@@ -1,60 +1,67 @@
-"""How a model is marked: losses on held-out text, KL to the base, exact match on probes; the table; the answers.
+"""How a model is marked: losses on held-out text, KL to the base, exact match on probes.
 
-    python eval.py --out out                   mark the checkpoints of a run again and print the table
+    python eval.py --out out                   mark the checkpoints of a run again, print the table
     python eval.py --out out --ask "37+45="    let every model of the run answer a prompt
 
-Marking is always done in float32, so a table does not depend on the precision that trained the models.
+Marking is always done in float32, so a table does not depend on the precision that trained the
+models. The end of the file saves and loads checkpoints.
 """
 
-import argparse
+import hashlib
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 
 import torch
 
 import data
-from data import BadInput
+from data import BadInput, printable
 from losses import cross_entropy, kl_divergence
 from model import GPT, GPTConfig
-
-SKILLS = {"no_think": "no-think sums", "think": "think sums", "facts": "facts", "domain": "domain"}
-LOSSES = {"general_loss": "general loss", "domain_loss": "domain loss", "kl_to_base": "KL to base"}
+from plots.style import Parser, table, tolerant_console, whole
 
 
-# --- marking ---------------------------------------------------------------------------------------------------
+# --- marking -------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def evaluate(model, base, world, block_size):
-    """Mark a model on held-out text and on the probes -> one row of metrics, losses in nats per token.
+def evaluate(model, base, world):
+    """Mark a model on held-out text and probes -> one row of metrics, losses in nats per token.
 
-    {"general_loss", "domain_loss", "kl_to_base", "accuracy": {skill: share of the probes answered exactly}}
-    KL is the reverse one, KL[p_theta || p_0], on the held-out general text, whatever a method trained with.
+    {"general_loss", "domain_loss", "kl_to_base", "accuracy": {skill: share answered exactly}}
+    KL is the reverse one, KL[p_theta || p_0], on the held-out general text, whatever a method
+    trained with.
     """
-    general, domain = (heldout_windows(text, block_size) for text in (world.heldout_general, world.heldout_domain))
+    block_size = base.config.block_size
+    general = heldout_windows(world.heldout_general, block_size)  # (B, T + 1)
+    domain = heldout_windows(world.heldout_domain, block_size)
     logits = model(general[:, :-1])  # (B, T, V)
     return {
         "general_loss": cross_entropy(logits, general[:, 1:]).mean().item(),
         "domain_loss": cross_entropy(model(domain[:, :-1]), domain[:, 1:]).mean().item(),
         "kl_to_base": kl_divergence(logits, base(general[:, :-1])).mean().item(),
-        "accuracy": {skill: exact_match(model, world.tokenizer, probes) for skill, probes in world.probes.items()},
+        "accuracy": {skill: exact_match(model, world.tokenizer, probes)
+                     for skill, probes in world.probes.items()},
     }
 
 
 def heldout_windows(stream, block_size, most=64):
-    """At most `most` windows of a stream (N,), evenly spaced and never overlapping in targets -> (B, block_size + 1)."""
+    """At most `most` windows of a stream (N,), evenly spaced -> (B, block_size + 1).
+
+    They overlap by one token, so that no token is a target twice.
+    """
     windows = stream.unfold(0, block_size + 1, block_size)
     return windows[::math.ceil(len(windows) / most)]
 
 
 @torch.no_grad()
 def exact_match(model, tokenizer, probes):
-    """The share of the probes (prompt, answer) whose whole answer the model would give by greedy decoding.
+    """The share of the probes (prompt, answer) whose whole answer greedy decoding would give.
 
-    Greedy decoding yields exactly the answer if and only if each of its tokens is the likeliest one after the
-    prompt and the answer so far, so a single forward over prompt + answer marks all the probes.
+    Greedy decoding yields exactly the answer if and only if each of its tokens is the likeliest one
+    after the prompt and the answer so far, so a single forward over prompt + answer marks all the
+    probes.
     """
     rows, asked = [], []
     for prompt, answer in probes:
@@ -63,15 +70,19 @@ def exact_match(model, tokenizer, probes):
         asked.append(len(prompt))
     longest = max(map(len, rows))
     device = next(model.parameters()).device
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)  # (P, L)
+    padded = [row + [0] * (longest - len(row)) for row in rows]
+    tokens = torch.tensor(padded, device=device)  # (P, L)
     position = torch.arange(longest)
-    is_answer = torch.stack([(position >= n) & (position < len(row)) for n, row in zip(asked, rows)]).to(device)
+    is_answer = torch.stack([(position >= n) & (position < len(row))
+                             for n, row in zip(asked, rows)]).to(device)  # (P, L)
     right = model(tokens[:, :-1]).argmax(dim=-1) == tokens[:, 1:]  # (P, L - 1)
-    return (right | ~is_answer[:, 1:]).all(dim=1).float().mean().item()
+    return (right | ~is_answer[:, 1:]).all(dim=1).sum().item() / len(probes)
 
+
+# --- answers -------------------------------------------------------------------------------------
 
 def answer(model, world, prompt, most=40):
-    """The model's greedy answer on one line: the rest of the toy world's line, or `most` tokens of your own text."""
+    """The model's greedy answer: the rest of the line, or `most` tokens of your own text."""
     tokenizer = world.tokenizer
     device = next(model.parameters()).device
     tokens = torch.tensor([tokenizer.encode_ordinary("\n" + prompt)], device=device)
@@ -80,97 +91,119 @@ def answer(model, world, prompt, most=40):
     return " ".join(tokenizer.decode(out.tolist()).split())
 
 
-# --- what people see -------------------------------------------------------------------------------------------
-
-def table(rows):
-    """Rows of metrics -> a Markdown table of each method's last. With several seeds: mean (lowest-highest)."""
-    rows = list({(row["method"], row["seed"]): row for row in rows}.values())
-    skills = [skill for skill in SKILLS if skill in rows[0]["accuracy"]]
-    lines = [["method", *LOSSES.values(), *(SKILLS[skill] for skill in skills)]]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        of_method = [row for row in rows if row["method"] == method]
-        lines.append([method,
-                      *(cell([row[loss] for row in of_method], 3) for loss in LOSSES),
-                      *(cell([row["accuracy"][skill] for row in of_method], 2) for skill in skills)])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |" for line in lines)
-
-
-def cell(values, digits):
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{mean(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
 def answers(models, world, prompts):
     """Every prompt, and under it what each model {name: GPT} makes of it, as text."""
     width = max(map(len, models))
     lines = []
     for prompt in prompts:
-        lines.append(f"\n> {prompt}")
-        lines += [f"  {name:{width}}  {answer(model, world, prompt)}" for name, model in models.items()]
+        lines.append(f"\n> {printable(prompt)}")
+        for name, model in models.items():
+            lines.append(f"  {name:{width}}  {printable(answer(model, world, prompt))}")
     return "\n".join(lines)
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------
+# --- checkpoints: saved and loaded ---------------------------------------------------------------
 
-def load(path, device="cpu"):
-    """A file that train.py saved -> its dict. Weights only, so a foreign file can run no code."""
+def save_model(path, model, **more):
+    with whole(path) as name:
+        torch.save({"config": asdict(model.config), "model": model.state_dict(), **more}, name)
+
+
+def save_world(path, world, base):
+    """What marking needs of a world: held-out texts and questions; and the digest of its base."""
+    count = world.tokenizer.n_vocab
+    vocabulary = [world.tokenizer.decode_single_token_bytes(token) for token in range(count)]
+    kept = {name: getattr(world, name)
+            for name in ("heldout_general", "heldout_domain", "probes", "prompts")}
+    with whole(path) as name:
+        torch.save({"vocabulary": vocabulary, "base": digest(base), **kept}, name)
+
+
+def save_metrics(path, rows):
+    with whole(path) as name:
+        name.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def digest(model):
+    """What a model's weights are known by: 16 letters, other ones for other weights."""
+    found = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        found.update(name.encode() + weight.detach().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def load(path, make, what, device="cpu"):
+    """make(what torch.load finds in a file); a file that is anything else is refused in one line.
+
+    Weights only, so a foreign file can run no code.
+    """
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror or error}") from None
-    except Exception:  # truncated or foreign: torch raises half a dozen kinds
-        raise BadInput(f"{path}: not a checkpoint of train.py, or a truncated one") from None
-    if not isinstance(saved, dict):
-        raise BadInput(f"{path}: not a checkpoint of train.py")
-    return saved
+        return make(torch.load(path, map_location=device, weights_only=True))
+    except OSError as problem:
+        raise BadInput(f"{path}: {problem.strerror or problem}") from None
+    except Exception:  # truncated, foreign or altered: that can raise anything
+        raise BadInput(f"{path}: not {what}, or a damaged one") from None
 
 
-def load_model(path, device="cpu", config=None):
-    """A checkpoint -> its GPT, on the device. With `config`, a model of another size is refused."""
-    saved = load(path, device)
-    try:
-        saved_config = GPTConfig(**saved["config"])
-        model = GPT(saved_config).to(device)
-        model.load_state_dict(saved["model"])
-    except Exception:  # the wrong type, keys, sizes or shapes
-        raise BadInput(f"{path}: not a checkpoint of train.py") from None
-    if config and saved_config != config:
-        raise BadInput(f"{path}: a model of another size, {saved_config}; expected {config}")
-    return model
+def load_model(path, device="cpu"):
+    """A checkpoint -> (its GPT on the device, all that was saved beside the weights)."""
+    def make(saved):
+        model = GPT(GPTConfig(**saved.pop("config")))
+        weights = saved.pop("model")
+        model.load_state_dict(weights)
+        if any(weight.dtype != torch.float32 for weight in weights.values()):
+            raise ValueError("not in float32")
+        return model.to(device), saved
+
+    return load(path, make, "a checkpoint of train.py", device)
 
 
 def load_world(path, device="cpu"):
-    """What a run saved of its world -> a World without the training texts."""
-    saved = load(path, device)
-    try:
-        tokenizer = data.tokenizer_from(saved.pop("vocabulary"))
-        return data.World(tokenizer=tokenizer, pretraining=None, general=None, domain=None, samples={}, **saved)
-    except Exception:
-        raise BadInput(f"{path}: not a world that train.py saved") from None
+    """What save_world saved -> (a World without the training texts, the digest of its base)."""
+    def make(saved):
+        tokenizer, base = data.tokenizer_from(saved.pop("vocabulary")), saved.pop("base")
+        tokenizer.encode_ordinary("".join(map(chr, range(256))))  # fails if a byte has no token
+        world = data.World(tokenizer=tokenizer, pretraining=None, general=None, domain=None,
+                           samples={}, **saved)
+        for stream in (world.heldout_general, world.heldout_domain):
+            if stream.dtype != torch.int64 or stream.dim() != 1 or len(stream) < 2:
+                raise ValueError("not a stream of tokens")
+            if not 0 <= stream.min() <= stream.max() < tokenizer.n_vocab:
+                raise ValueError("a token beyond the vocabulary")
+        answered = [part for probes in world.probes.values() for probe in probes for part in probe]
+        for text in world.prompts + answered:
+            tokenizer.encode_ordinary(text)
+        if not all(len(probe) == 2 for probes in world.probes.values() for probe in probes):
+            raise ValueError("a probe is a prompt and its answer")
+        return world, base
+
+    return load(path, make, "a world that train.py saved", device)
 
 
 def load_run(out):
-    """A run's folder -> {seed: (world, {method: GPT})}, the methods in the order of its metrics.jsonl."""
+    """A run's folder -> {seed: (world, {method: GPT})}, the methods as in its metrics.jsonl."""
     try:
         with open(Path(out) / "metrics.jsonl") as file:
-            trained = list(dict.fromkeys((row["seed"], row["method"]) for row in map(json.loads, file)))
+            rows = [json.loads(line) for line in file]
+        trained = dict.fromkeys((row["seed"], row["method"]) for row in rows)
     except OSError:
         raise BadInput(f"--out {out}: no finished run of train.py in it") from None
     except (ValueError, KeyError, TypeError):
-        raise BadInput(f"--out {out}: its metrics.jsonl is not one of train.py's, or is damaged") from None
+        raise BadInput(f"--out {out}: its metrics.jsonl is none, or a damaged one") from None
     runs = {}
     for seed, method in trained:
         folder = Path(out) / f"seed{seed}"
         if seed not in runs:
-            world, base = load_world(folder / "world.pt"), load_model(folder / "base.pt")
-            if base.config.vocab_size != world.tokenizer.n_vocab:
-                raise BadInput(f"{folder}: base.pt and world.pt are of different runs")
+            base, _ = load_model(folder / "base.pt")
+            world, made_for = load_world(folder / "world.pt")
+            if made_for != digest(base):
+                raise BadInput(f"{folder}: world.pt is of another run than base.pt")
             runs[seed] = world, {"base": base}
+        models = runs[seed][1]
         if method != "base":
-            runs[seed][1][method] = load_model(folder / f"{method}.pt", config=runs[seed][1]["base"].config)
+            models[method], saved = load_model(folder / f"{method}.pt")
+            if saved.get("base") != digest(models["base"]):
+                raise BadInput(f"{folder}: {method}.pt was made from another base than base.pt")
     if not runs:
         raise BadInput(f"--out {out}: its metrics.jsonl is empty")
     return runs
@@ -178,9 +211,10 @@ def load_run(out):
 
 def main(arguments=None):
     """The command line -> exit code: 0, or 2 for bad input with one line that says which."""
-    parser = argparse.ArgumentParser(description="Mark a run's checkpoints again, or let its models answer a prompt.")
+    parser = Parser("eval.py", description="Mark a run's models again, or let them answer.")
     parser.add_argument("--out", default="out", help="the run's folder (default: out)")
-    parser.add_argument("--ask", metavar="PROMPT", help="let every model of the first seed answer this prompt instead")
+    parser.add_argument("--ask", metavar="PROMPT",
+                        help="let every model of the first seed answer this prompt instead")
     options = parser.parse_args(arguments)
     try:
         runs = load_run(options.out)
@@ -188,9 +222,10 @@ def main(arguments=None):
             world, models = next(iter(runs.values()))
             print(answers(models, world, [options.ask]))
         else:
-            print(table([{"method": method, "seed": seed, **evaluate(model, models["base"], world, model.config.block_size)}
-                         for seed, (world, models) in runs.items() for method, model in models.items()]))
-    except (BadInput, OSError) as problem:
+            print(table([{"method": method, "seed": seed, **evaluate(model, models["base"], world)}
+                         for seed, (world, models) in runs.items()
+                         for method, model in models.items()]))
+    except (ValueError, OSError) as problem:  # a BadInput, or a prompt that no block holds
         print(f"eval.py: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -199,5 +234,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a console that lacks a letter shows a question mark
+    tolerant_console()
     sys.exit(main())

@@ -1,9 +1,11 @@
-"""The GPT: a decoder-only Transformer after GPT-2, small enough to read in one go.
+"""The GPT: a decoder-only Transformer after GPT-2 with rotary positions, to be read in one go.
 
 Tokens go in, one row of logits per position comes out. Nothing in this file knows about MoL: any
-language model that maps tokens (B, T) to logits (B, T, V) could stand in its place.
+language model that maps tokens (B, T) to logits (B, T, V) could stand in its place. LoRA, which
+trains a model by a small change beside its weights, has its own section at the end.
 
-Letters in the margin: B sequences, T positions, V vocabulary, C = n_embd channels, nh heads of hs = C / nh.
+Letters in the margin: B sequences, T positions, V vocabulary, C = n_embd channels, nh heads of
+hs = C / nh.
 """
 
 import math
@@ -12,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 
 @dataclass
@@ -27,8 +28,30 @@ class GPTConfig:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd is {self.n_embd}; it must be divisible by n_head, {self.n_head}")
+        if self.n_embd % (2 * self.n_head):
+            raise ValueError(f"n_embd is {self.n_embd}; it must be divisible by n_head, "
+                             f"{self.n_head}, into even parts")
+
+
+def rotary_angles(block_size, head_size):
+    """Cosine and sine of the angles by which positions turn pairs of channels -> (2, T, hs / 2).
+
+    Rotary positions (arXiv 2104.09864): channels are taken in pairs, as points of a plane, and
+    position t turns pair i by t / 100^(2i / hs). The product of a query at t with a key at s then
+    depends on t - s alone. That is what a model needs whose training windows begin anywhere in a
+    document: where a token stands in the window says nothing, how far it is from another says all.
+    100, where long texts take 10,000: no distance here is above 64.
+    """
+    pairs = torch.arange(0, head_size, 2)
+    angles = torch.outer(torch.arange(block_size), 100.0 ** (-pairs / head_size))  # (T, hs / 2)
+    return torch.stack([angles.cos(), angles.sin()])  # (2, T, hs / 2)
+
+
+def rotate(x, angles):
+    """Turn queries or keys (B, nh, T, hs) by their positions; channels i and i + hs / 2 pair."""
+    cos, sin = angles  # (T, hs / 2) each
+    a, b = x.chunk(2, dim=-1)  # (B, nh, T, hs / 2) each
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, nh, T, hs)
 
 
 class Attention(nn.Module):
@@ -40,16 +63,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x):
+    def forward(self, x, angles):
         B, T, C = x.shape
-        q, k, v = self.qkv(x).split(C, dim=2)  # (B, T, C) each
-        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        heads = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, nh, hs)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
+        q, k = rotate(q, angles), rotate(k, angles)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
 
 
 class Block(nn.Module):
-    """One layer: attention mixes positions, the MLP works on each alone; both add to the residual stream."""
+    """One layer: attention mixes positions, the MLP works on each alone; both add to the stream."""
 
     def __init__(self, config):
         super().__init__()
@@ -61,92 +85,55 @@ class Block(nn.Module):
             "proj": nn.Linear(4 * config.n_embd, config.n_embd, bias=False),
         })
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, angles):
+        x = x + self.attn(self.ln_1(x), angles)
         x = x + self.mlp["proj"](F.gelu(self.mlp["up"](self.ln_2(x))))
         return x  # (B, T, C)
-
-
-class LoRA(nn.Module):
-    """A low-rank change beside a frozen matrix: W + up @ down (arXiv 2106.09685, eq. 3, with alpha = r).
-
-    `up` starts at zero, so at first the layer is what it was; with `on` False it is that again.
-    """
-
-    def __init__(self, weight, rank):
-        super().__init__()
-        n_out, n_in = weight.shape
-        self.down = nn.Parameter((torch.randn(rank, n_in) / math.sqrt(n_in)).to(weight.device))
-        self.up = nn.Parameter(torch.zeros(n_out, rank, device=weight.device))
-        self.on = True
-
-    def forward(self, weight):
-        return weight + self.up @ self.down if self.on else weight  # (out, in)
 
 
 class GPT(nn.Module):
     """GPT(config)(tokens (B, T)) -> logits (B, T, V), in nats before normalisation.
 
-    logits[:, t] predicts the token after position t. Raises ValueError for a sequence longer than block_size.
+    logits[:, t] predicts the token after position t. Raises ValueError for a sequence longer than
+    block_size.
     """
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=False)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.head.weight = self.token_embedding.weight  # tied: one matrix reads tokens and writes them
+        self.head.weight = self.token_embedding.weight  # tied: one matrix reads and writes tokens
+        angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
+        self.register_buffer("angles", angles, persistent=False)  # computed, so not in a checkpoint
 
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                # Each block adds to the residual stream twice; the smaller start keeps it from growing with depth.
+                # Each block adds to the residual stream twice: a smaller start, so that depth does
+                # not add up.
                 std = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("proj.weight") else 0.02
                 nn.init.normal_(weight, mean=0.0, std=std)
 
     def forward(self, tokens):
         B, T = tokens.shape
         if T > self.config.block_size:
-            raise ValueError(f"a sequence of {T} tokens is longer than block_size, {self.config.block_size}")
-        positions = torch.arange(T, device=tokens.device)
-        x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, C)
+            raise ValueError(f"a sequence of {T} tokens is longer than block_size, "
+                             f"{self.config.block_size}")
+        x = self.token_embedding(tokens)  # (B, T, C)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, self.angles[:, :T])
         return self.head(self.ln_f(x))  # (B, T, V)
 
-    def add_lora(self, rank):
-        """Freeze the model and put an adapter beside every matrix but the positions': from now on only those learn."""
-        self.requires_grad_(False)
-        for layer in [self.token_embedding, *(layer for layer in self.blocks.modules() if isinstance(layer, nn.Linear))]:
-            parametrize.register_parametrization(layer, "weight", LoRA(layer.weight, rank))
-        adapter, = self.token_embedding.parametrizations.weight
-        parametrize.register_parametrization(self.head, "weight", adapter)  # tied, and stays so
-
-    def without_lora(self, tokens):
-        """The logits (B, T, V) of the model as it was before add_lora: the base, with no second copy of its weights."""
-        adapters = [module for module in self.modules() if isinstance(module, LoRA)]
-        for adapter in adapters:
-            adapter.on = False
-        try:
-            return self(tokens)
-        finally:
-            for adapter in adapters:
-                adapter.on = True
-
-    def merge_lora(self):
-        """Add every adapter into its matrix: the same function, and a plain GPT again."""
-        for layer in [layer for layer in self.modules() if parametrize.is_parametrized(layer)]:
-            # The head is the embedding, which comes first: to merge it too would add the adapter twice.
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=layer is not self.head)
-
     @torch.no_grad()
-    def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None, stop=None):
+    def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None,
+                 stop=None):
         """Continue tokens (B, T) by max_new_tokens sampled ones -> (B, T + new).
 
-        temperature 0 is greedy; top_k keeps only the k likeliest tokens. Each step sees the last block_size
-        tokens. With `stop`, a token id, generation ends as soon as every row has produced it.
+        temperature 0 is greedy; top_k keeps only the k likeliest tokens. Each step sees the last
+        block_size tokens. With `stop`, a token id, generation ends as soon as every row has
+        produced it.
         """
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; it must be 0 or more")
@@ -161,9 +148,64 @@ class GPT(nn.Module):
                 if top_k is not None:
                     kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
                     logits = logits.masked_fill(logits < kth, -torch.inf)
-                new = torch.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=generator)  # (B, 1)
+                p = F.softmax(logits / temperature, dim=-1)
+                new = torch.multinomial(p, 1, generator=generator)  # (B, 1)
             tokens = torch.cat([tokens, new], dim=1)
-            stopped |= new[:, 0] == stop if stop is not None else False
-            if stopped.all():
-                break
+            if stop is not None:
+                stopped |= new[:, 0] == stop
+                if stopped.all():
+                    break
         return tokens
+
+
+# --- LoRA: train a small change beside the weights -----------------------------------------------
+
+class LoRA(nn.Module):
+    """A layer with a low-rank change beside its frozen matrix: W + up @ down.
+
+    That is eq. 3 of arXiv 2106.09685 with alpha = r. `up` starts at zero: the layer is what it was.
+    """
+
+    def __init__(self, layer, rank):
+        super().__init__()
+        self.layer = layer
+        n_out, n_in = layer.weight.shape
+        down = torch.randn(rank, n_in) / math.sqrt(n_in)  # on the CPU: the same for every device
+        self.down = nn.Parameter(down.to(layer.weight))
+        self.up = nn.Parameter(layer.weight.new_zeros(n_out, rank))
+
+    @property
+    def weight(self):
+        return self.layer.weight + self.up @ self.down  # (out, in)
+
+    def forward(self, x):
+        if isinstance(self.layer, nn.Embedding):
+            return F.embedding(x, self.weight)
+        return F.linear(x, self.weight)
+
+
+def add_lora(model, rank):
+    """Freeze a GPT and put an adapter beside each of its matrices, in place: only those learn.
+
+    Raises ValueError if it has adapters already.
+    """
+    if any(isinstance(layer, LoRA) for layer in model.modules()):
+        raise ValueError("the model has adapters already; merge_lora gives a plain one")
+    model.requires_grad_(False)
+    for block in model.blocks:
+        for part in (block.attn, block.mlp):
+            for name, layer in list(part.named_children()):
+                part.add_module(name, LoRA(layer, rank))
+    model.token_embedding = LoRA(model.token_embedding, rank)
+    model.head = LoRA(model.head, rank)
+    model.head.up, model.head.down = model.token_embedding.up, model.token_embedding.down  # tied
+
+
+@torch.no_grad()
+def merge_lora(model):
+    """A model with adapters -> a plain GPT of its own that computes the same."""
+    plain = GPT(model.config).to(model.ln_f.weight)
+    for name, layer in plain.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Embedding, nn.LayerNorm)):
+            layer.weight.copy_(model.get_submodule(name).weight)
+    return plain

@@ -1,11 +1,13 @@
-"""The whole experiment: pretrain a base, continue it on a domain by each method, mark, tabulate, draw.
+"""The whole experiment: pretrain a base, continue it on a domain by each method, mark, draw.
 
     python train.py                            the toy world, seed 0
     python train.py --seed 0 1 2               three seeds, each with its own world and its own base
     python train.py --general FILE... --domain FILE...      your own text
 
-All methods start from the same base, read the same domain sequences in the same order, and share learning rate,
-steps, batch and, but for those that hold the weights themselves, weight decay. A method is one function below and one row in METHODS.
+All methods start from the same base, read the same domain sequences in the same order, and share
+learning rate, steps, batch and, except for those that hold the weights themselves, weight decay.
+A method is one function below and one row in METHODS; the loop that runs it is `train`. How the
+experiment is set up, on what machine and in which files, stands behind them.
 """
 
 import argparse
@@ -13,10 +15,8 @@ import copy
 import hashlib
 import json
 import math
-import os
 import sys
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -25,169 +25,38 @@ import torch
 
 import data
 import losses
-from data import BadInput
-from eval import SKILLS, answers, evaluate, heldout_windows, load, load_model, table
-from model import GPT, GPTConfig
+from data import BadInput, printable
+from eval import (answers, digest, evaluate, heldout_windows, load_model, save_metrics, save_model,
+                  save_world)
+from model import GPT, GPTConfig, add_lora, merge_lora
 from plots import forgetting, tradeoff
+from plots.style import (LOSSES, SKILLS, Parser, clear_leftovers, locked, table, tolerant_console,
+                         whole, wrong_answers)
 
 
-# --- settings --------------------------------------------------------------------------------------------------
-
-def setting(default, meaning):
-    return field(default=default, metadata={"help": meaning})
-
-
-@dataclass
-class Settings:
-    out: str = setting("out", "folder for the metrics, checkpoints and figures")
-    seed: tuple[int, ...] = setting((0,), "one or several: each makes its own world, base and batches")
-    methods: tuple[str, ...] = setting(("ce", "replay", "mol"), "how to continue the base, any of: {methods}")
-
-    # continual pre-training
-    steps: int = setting(400, "steps of every method")
-    lr: float = setting(2e-3, "peak learning rate of every method")
-    batch_size: int = setting(16, "domain sequences a step; general ones come on top, see ratio")
-    ratio: float = setting(1.0, "general sequences for each domain one, in methods that read general text")
-    kl: str = setting("reverse", "direction of mol's KL: reverse (model || base), forward (base || model) or their mean")
-    strength: float = setting(1.0, "weight of what protects the base: the KL of mol and lwf, the distance of l2sp and ewc")
-    lora_rank: int = setting(0, "train low-rank adapters of this rank instead of the weights; 0 trains the weights")
-    general_errors: float = setting(0.7, "share of wrong answers in the toy world's general text, 0 to 1")
-    general_documents: int = setting(2000, "documents of the toy world's general text; short of it they are seen again and again")
-    eval_every: int = setting(25, "steps between two evaluations")
-
-    # the base
-    base_steps: int = setting(1400, "steps of pretraining")
-    base_lr: float = setting(5e-3, "peak learning rate of pretraining")
-    base_batch_size: int = setting(32, "sequences a step of pretraining")
-    n_layer: int = setting(3, "layers")
-    n_head: int = setting(4, "attention heads a layer")
-    n_embd: int = setting(128, "width: channels of the residual stream")
-    block_size: int = setting(64, "tokens of a sequence")
-    vocab_size: int = setting(512, "tokens of the vocabulary, learnt from the general text; 256 or more")
-    base: str = setting("", "take the base from this earlier run's folder; its settings must fit")
-    fresh: bool = setting(False, "pretrain the base again even if a fitting one is there")
-
-    # your own text
-    general: tuple[str, ...] = setting((), "UTF-8 files or folders in place of the toy general text; needs --domain")
-    domain: tuple[str, ...] = setting((), "UTF-8 files or folders in place of the toy domain text; needs --general")
-
-    # the machine
-    device: str = setting("auto", "auto, cpu, cuda or mps; auto takes the first there is of cuda, mps, cpu")
-    dtype: str = setting("auto", "auto, float32 or bfloat16; auto takes bfloat16 where the device computes in it")
-    compile: bool = setting(False, "run the models through torch.compile")
-
-
-def parse(arguments, defaults=Settings(), program="train.py", without=(),
-          purpose="Pretrain a small GPT, continue it on a domain by each method, and watch what it forgets."):
-    """Command line -> Settings: every field of the dataclass is a flag, but for those that a program is without."""
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise BadInput(message)
-
-    parser = Parser(description=purpose, usage=f"python {program} [--setting value ...]", allow_abbrev=False)
-    for f in fields(Settings):
-        if f.name in without:
-            continue
-        default = getattr(defaults, f.name)
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        meaning = f.metadata["help"].format(methods=", ".join(METHODS))
-        options = {"help": meaning + (f" (default: {shown})" if shown else ""), "default": default}
-        if f.type is bool:
-            options["action"] = "store_true"
-        elif isinstance(default, tuple):
-            options |= {"nargs": "+", "type": f.type.__args__[0], "metavar": "X"}
-        else:
-            options |= {"type": f.type, "metavar": "X"}
-        parser.add_argument("--" + f.name.replace("_", "-"), **options)
-    return replace(defaults, **vars(parser.parse_args(arguments)))
-
-
-def check(s):
-    """Refuse what cannot work, before anything is written."""
-    if not s.out:
-        raise BadInput("--out is empty; it must name a folder")
-    for method in s.methods:
-        if method not in METHODS or s.methods.count(method) > 1:
-            raise BadInput(f"--methods {method}: it must be one of {', '.join(METHODS)}, each once at most")
-    for name in ("steps", "batch_size", "eval_every", "base_steps", "base_batch_size", "lr", "base_lr", "general_documents"):
-        if not 0 < getattr(s, name) < math.inf:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(s, name)}: it must be above 0")
-    if not 0 <= s.ratio <= 1000:
-        raise BadInput(f"--ratio {s.ratio}: it must be between 0 and 1000")
-    if s.ratio and not round(s.ratio * s.batch_size):
-        raise BadInput(f"--ratio {s.ratio}: with --batch-size {s.batch_size} that is no general sequence at all")
-    if not 0 <= s.general_errors <= 1:
-        raise BadInput(f"--general-errors {s.general_errors}: a share, it must be between 0 and 1")
-    if s.kl not in ("reverse", "forward", "mean"):
-        raise BadInput(f"--kl {s.kl}: it must be reverse, forward or mean")
-    if not 0 <= s.strength < math.inf:
-        raise BadInput(f"--strength {s.strength}: it must be 0 or more")
-    if s.lora_rank < 0:
-        raise BadInput(f"--lora-rank {s.lora_rank}: it must be 0 or more")
-    for method in {"l2sp", "ewc"} & set(s.methods):
-        if s.lora_rank:
-            raise BadInput(f"--lora-rank {s.lora_rank}: adapters leave the base's weights as they are, so {method} has nothing to hold")
-    if bool(s.general) != bool(s.domain):
-        raise BadInput("--general and --domain go together: give both, or neither for the toy world")
-    if s.base and s.fresh:
-        raise BadInput("--base and --fresh: take an earlier base or pretrain a new one, not both")
-    if not 0 <= min(s.seed) <= max(s.seed) < 2**32 or len(set(s.seed)) < len(s.seed):
-        raise BadInput(f"--seed {' '.join(map(str, s.seed))}: seeds must be between 0 and 2**32 - 1, each once at most")
-    if s.vocab_size < 256:
-        raise BadInput(f"--vocab-size {s.vocab_size}: it must be at least 256, one token for each byte")
-    try:
-        GPTConfig(s.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
-    except ValueError as problem:
-        raise BadInput(f"--{problem}".replace("_", "-")) from None
-
-
-def choose_device(name):
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device, is_there in there.items() if is_there)
-    if name not in there:
-        raise BadInput(f"--device {name}: it must be auto, cpu, cuda or mps")
-    if not there[name]:
-        raise BadInput(f"--device {name}: this machine has none, or this torch was built without it; leave the flag out")
-    return name
-
-
-def choose_dtype(name, device):
-    """bfloat16 only where the hardware computes in it: emulated, it was measured many times slower than float32."""
-    if name not in ("auto", "float32", "bfloat16"):
-        raise BadInput(f"--dtype {name}: it must be auto, float32 or bfloat16")
-    if name != "auto":
-        return getattr(torch, name)
-    if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device == "cpu":
-        cpu = torch.cpu.get_capabilities()
-        native = any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    else:
-        native = False  # MPS: some Apple chips emulate it, and none has been measured
-    return torch.bfloat16 if native else torch.float32
-
-
-# --- methods ---------------------------------------------------------------------------------------------------
-# A method turns (model, base, batch, settings) into the scalar loss of one step.
+# --- methods -------------------------------------------------------------------------------------
+# A method turns (model, base, batch, settings) into the scalar loss of one step. model and base are
+# GPTs, the base frozen; s are the Settings below.
 
 def ce(model, base, batch, s):
-    """Cross-entropy on all that the batch holds: with general text in it, that text is imitated, mistakes and all."""
+    """Cross-entropy on all of the batch: general text in it is imitated, mistakes and all."""
     return losses.mean_cross_entropy(model(batch.tokens), batch.targets)
 
 
 def mol(model, base, batch, s):
     """Cross-entropy on domain rows, KL to the frozen base on general rows: arXiv 2505.12043."""
     with torch.no_grad():
-        base_logits = base(batch.tokens[~batch.is_domain])  # (G, T, V): the base reads general rows only
-    _, ce, kl = losses.mixture_of_losses(model(batch.tokens), batch.targets, batch.is_domain, base_logits, s.kl)
-    return ce + s.strength * kl  # the paper's weight is 1
+        base_logits = base(batch.tokens[batch.general])  # (G, T, V): it reads general rows only
+    logits = model(batch.tokens)  # (B, T, V)
+    loss, _, _ = losses.mixture_of_losses(logits, batch.targets, batch.is_domain, base_logits,
+                                          s.kl, s.strength)
+    return loss
 
 
 def lwf(model, base, batch, s):
-    """Learning without Forgetting (1606.09282): cross-entropy on domain text, and distillation from the base on the same.
+    """Learning without Forgetting, 1606.09282: on domain text, cross-entropy and KL to the base.
 
-    Distillation is forward KL, as there; its temperature is 1 here, where theirs is 2.
+    The KL is forward, as in distillation there; its temperature is 1 here, where theirs is 2.
     """
     logits = model(batch.tokens)  # (B, T, V)
     with torch.no_grad():
@@ -198,24 +67,27 @@ def lwf(model, base, batch, s):
 
 def l2sp(model, base, batch, s):
     """Cross-entropy, and the squared distance to the base's weights: L2-SP, 1802.01483."""
-    return ce(model, base, batch, s) + s.strength * losses.weight_distance(model.parameters(), base.parameters())
+    distance = losses.weight_distance(model.parameters(), base.parameters())
+    return ce(model, base, batch, s) + s.strength * distance
 
 
-def ewc(model, base, batch, s, fisher):
-    """The same distance, weights that matter on general text counting more: Elastic Weight Consolidation, 1612.00796."""
-    return ce(model, base, batch, s) + s.strength * losses.weight_distance(model.parameters(), base.parameters(), fisher)
+def ewc(model, base, batch, s, importance):
+    """The same distance, weights that matter on general text counting more: EWC, 1612.00796."""
+    distance = losses.weight_distance(model.parameters(), base.parameters(), importance)
+    return ce(model, base, batch, s) + s.strength * distance
 
 
 def fisher(base, world, s, seed):
-    """The diagonal Fisher of the base on 256 sequences of the general text, once before the first step."""
+    """The diagonal Fisher of the base on 256 sequences of general text, once before step 1."""
     generator = torch.Generator().manual_seed(seed)
-    return losses.diagonal_fisher(base, data.windows(world.general, 256, s.block_size, generator)[:, :-1], generator)
+    tokens = data.windows(world.general, 256, s.block_size, generator)[:, :-1]
+    return losses.diagonal_fisher(base, tokens, generator)
 
 
 class Method(NamedTuple):
-    loss: Callable  # (model, base, batch, settings) -> scalar, and what `prepare` made as the last argument
+    loss: Callable  # (model, base, batch, settings) -> scalar; what `once` made comes last
     reads_general: bool = False  # does a batch hold general sequences too?
-    prepare: Callable | None = None  # (base, world, settings, seed) -> what the loss needs besides, computed once
+    once: Callable | None = None  # (base, world, settings, seed) -> what else the loss needs
     weight_decay: float = 0.1  # AdamW's pull of the matrices to zero
 
 
@@ -225,45 +97,101 @@ METHODS = {
     "mol": Method(mol, reads_general=True),
     "lwf": Method(lwf),
     "l2sp": Method(l2sp, weight_decay=0.0),  # a pull to the base instead of the pull to zero
-    "ewc": Method(ewc, prepare=fisher, weight_decay=0.0),
+    "ewc": Method(ewc, once=fisher, weight_decay=0.0),
 }
 
 
-# --- training --------------------------------------------------------------------------------------------------
+# --- training ------------------------------------------------------------------------------------
 
-def fit(label, model, step_loss, batches, steps, lr, dtype, mark, mark_every, weight_decay):
-    """The loop that every training goes through: AdamW, a short warm-up, linear decay to zero, clipped gradients.
+def train(name, s, seed, world, base, mark, start=None, label=None):
+    """Continue the base by one method -> (the new GPT, rows); the base itself stays as it is.
 
-    step_loss(batch) is the loss of one step; mark(step) is called every mark_every steps and after the last.
+    mark(model) -> what a row of metrics holds besides method, seed and step. It is called before
+    the first step, every s.eval_every steps and after the last. start is the model to continue, if
+    it is another than the base that the method looks at; label, the name to show of the progress.
     """
-    device = next(model.parameters()).device
+    method, label = METHODS[name], label or name
+    model = copy.deepcopy(start or base).requires_grad_(True)
+    if s.lora_rank:
+        torch.manual_seed(seed)
+        add_lora(model, s.lora_rank)
+    forward, frozen = (torch.compile(model), torch.compile(base)) if s.compile else (model, base)
+    once = [method.once(base, world, s, seed)] if method.once else []
+    n_general = round(s.ratio * s.batch_size) if method.reads_general else 0
+    batches = data.batches(world.domain, world.general, s.batch_size, n_general, s.block_size, seed)
     learnt = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in learnt if p.dim() > 1]
-    gains = [p for p in learnt if p.dim() == 1]  # LayerNorm's: decay would pull them to zero
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": gains, "weight_decay": 0.0}],
-                                  lr=lr, betas=(0.9, 0.95), fused=True)
-    warmup = max(1, steps // 10)
-    show = progress(label, steps)
-    for step, batch in zip(range(1, steps + 1), batches):
+    optimizer = adamw(learnt, method.weight_decay)
+    rows = [{"method": name, "seed": seed, "step": 0, **mark(model)}]
+    show = progress(label, s.steps)
+    for step, batch in zip(range(1, s.steps + 1), batches):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(step / warmup, (steps + 1 - step) / (steps + 1 - warmup))
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            loss = step_loss(batch)
-        value = finite(label, step, loss.item())
+            group["lr"] = learning_rate(step, s)
+        with torch.autocast(s.device, getattr(torch, s.dtype), enabled=s.dtype != "float32"):
+            loss = method.loss(forward, frozen, batch, s, *once)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
+        value = loss.item()  # read when the step is under way: on a GPU reading waits for the loss
+        refuse_nan(label, step, value)
         show(step, value, batch.tokens.numel())
-        if step % mark_every == 0 or step == steps:
-            mark(step)
+        if step % s.eval_every == 0 or step == s.steps:
+            rows.append({"method": name, "seed": seed, "step": step, **mark(model)})
+            refuse_nan(label, step, *(rows[-1].get(key, 0.0) for key in LOSSES))
+    return merge_lora(model) if s.lora_rank else model, rows
 
 
-def finite(label, step, loss):
-    """The loss itself, or the end of the run if it is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise BadInput(f"{label}: the loss is {loss} at step {step}; a lower learning rate may help")
-    return loss
+def adamw(learnt, weight_decay):
+    """AdamW that decays the matrices but not LayerNorm's gains, which decay would pull to zero."""
+    matrices, gains = [p for p in learnt if p.dim() > 1], [p for p in learnt if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay},
+              {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+
+def learning_rate(step, s):
+    """A tenth of the steps up to the peak, then straight down, to end just above zero."""
+    warmup = max(1, s.steps // 10)
+    return s.lr * min(step / warmup, (s.steps + 1 - step) / (s.steps + 1 - warmup))
+
+
+def refuse_nan(label, step, *nats):
+    """The end of the run if a loss is NaN or infinite."""
+    for value in nats:
+        if not math.isfinite(value):
+            raise BadInput(f"{label}: the loss is {value} at step {step}; "
+                           "a lower learning rate may help")
+
+
+def pretrain(s, seed, world):
+    """A base from nothing -> the GPT as it was when it was best on the held-out general text.
+
+    That is the text it is marked on. Pretraining is plain cross-entropy on the pretraining text
+    from random weights, so it goes through the same loop as `ce`.
+    """
+    torch.manual_seed(seed)
+    blank = GPT(config_of(s, world)).to(s.device)  # drawn on the CPU: the same on every device
+    heldout = heldout_windows(world.heldout_general, s.block_size)  # (B, T + 1)
+    best = {"loss": math.inf}
+
+    @torch.no_grad()
+    def mark(model):
+        loss = losses.mean_cross_entropy(model(heldout[:, :-1]), heldout[:, 1:]).item()
+        if loss < best["loss"]:
+            best.update(loss=loss, model=copy.deepcopy(model))
+        return {"general_loss": loss}
+
+    settings = replace(s, steps=s.base_steps, lr=s.base_lr, batch_size=s.base_batch_size,
+                       lora_rank=0, eval_every=max(1, s.base_steps // 20))
+    text = replace(world, domain=world.pretraining)
+    _, rows = train("ce", settings, f"pretraining {seed}", text, blank, mark, label="base")
+    step = next(row["step"] for row in rows if row["general_loss"] == best["loss"])
+    print(f"    base  kept from step {step}, the best on held-out general text: "
+          f"{best['loss']:.3f} nats per token")
+    if step <= s.base_steps // 10:
+        print("    base  was best so early that it has learnt little: is the held-out text like "
+              "the rest, and is there enough of both?")
+    return best["model"]
 
 
 def progress(label, steps):
@@ -276,238 +204,359 @@ def progress(label, steps):
         nonlocal seen, last
         seen += tokens
         now = time.perf_counter()
-        if (now - last > 0.2 if live else step * 10 // steps > (step - 1) * 10 // steps) or step == steps:
-            last = now
-            left = (now - began) / step * (steps - step)
-            print(f"{label:>8}  step {step:>5}/{steps}  loss {loss:7.3f}  {seen / (now - began) / 1000:6.1f}k tokens/s"
-                  f"  {left:4.0f} s left", end="\r" if live and step < steps else "\n", flush=True)
+        due = now - last > 0.2 if live else step * 10 // steps > (step - 1) * 10 // steps
+        if not due and step < steps:
+            return
+        last, taken = now, now - began
+        left = f"{taken / step * (steps - step):4.0f} s left" if step < steps else f"{taken:.0f} s"
+        print(f"{label:>8}  step {step:>5}/{steps}  loss {loss:7.3f}  "
+              f"{seen / taken / 1000:6.1f}k tokens/s  {left:10}",
+              end="\r" if live and step < steps else "\n", flush=True)
 
     return show
 
 
-def pretrain(s, seed, world, device, dtype):
-    """A base from nothing -> the GPT as it was when it was best on held-out general text, the text that it is marked on."""
-    torch.manual_seed(seed)
-    model = GPT(config_of(s, world)).to(device)  # initialised on the CPU: the same start on every device
-    forward = torch.compile(model) if s.compile else model
-    heldout = heldout_windows(world.heldout_general, s.block_size)
-    best = {"loss": math.inf}
+# --- the experiment ------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def mark(step):
-        loss = finite("base", step, losses.mean_cross_entropy(model(heldout[:, :-1]), heldout[:, 1:]).item())
-        if loss < best["loss"]:
-            best.update(loss=loss, step=step, model=copy.deepcopy(model.state_dict()))
+def experiment(s):
+    """Everything, from the settings to the figures."""
+    began = time.perf_counter()
+    s = on_this_machine(check(s))
+    worlds = {seed: make_world(s, seed) for seed in s.seed}
+    bases = {seed: earlier_base(s, seed, world) for seed, world in worlds.items()}
+    out, first, rows = Path(s.out), s.seed[0], []
+    make_folders(s)
+    with locked(out):
+        clear(s)  # an earlier run's results were not touched before this line
+        print(f"on {s.device} in {s.dtype}, {torch.get_num_threads()} CPU threads; "
+              f"results go to {out}")
+        for kind, documents in worlds[first].samples.items():
+            for document in documents:
+                print(f"{kind:>9} | {printable(document)}")
+        for seed, world in worlds.items():
+            print(f"seed {seed}: {len(world.pretraining):,} tokens to pretrain on, then "
+                  f"{len(world.general):,} general and {len(world.domain):,} domain ones")
+            base = (bases[seed] or pretrain(s, seed, world)).requires_grad_(False)
+            folder = out / f"seed{seed}"
+            save_model(folder / "base.pt", base, made_from=made_from(s, seed, world))
+            save_world(folder / "world.pt", world, base)
+            rows.append({"method": "base", "seed": seed, "step": 0, **evaluate(base, base, world)})
+            save_metrics(out / "metrics.jsonl", rows)
+            warn_of_gaps(rows[-1])
+            models = {"base": base}
+            for name in s.methods:
+                models[name], curve = train(name, s, seed, world, base,
+                                            lambda model: evaluate(model, base, world))
+                save_model(folder / f"{name}.pt", models[name], base=digest(base))
+                rows += curve  # only now: metrics.jsonl never holds half a method
+                save_metrics(out / "metrics.jsonl", rows)
+            if seed == first:
+                shown = answers(models, world, world.prompts)
+        remark = "" if s.general else wrong_answers(s.general_errors)
+        print(f"\nafter {s.steps} steps{remark}; losses in nats per token, skills in share of "
+              "exact answers")
+        print(table(rows))
+        print(f"\nthe same prompts, answered by every model (seed {first})")
+        print(shown)
+        forgetting.draw(rows, out / "forgetting.png", remark)
+        tradeoff.draw(rows, out / "tradeoff.png", remark)
+    print(f"\n{out / 'forgetting.png'} and {out / 'tradeoff.png'} show the curves; "
+          f"{time.perf_counter() - began:.0f} s in all")
 
-    batches = data.batches(world.domain, world.pretraining, 0, s.base_batch_size, s.block_size, f"pretraining {seed}")
-    fit("base", model, lambda batch: losses.mean_cross_entropy(forward(batch.tokens), batch.targets),
-        batches, s.base_steps, s.base_lr, dtype, mark, max(1, s.base_steps // 20), weight_decay=0.1)
-    print(f"{'base':>8}  kept from step {best['step']}, the best on held-out general text: {best['loss']:.3f} nats per token")
-    model.load_state_dict(best["model"])
-    return model
 
-
-def continue_training(method, s, seed, world, base, dtype, mark, held_to=None):
-    """The base, continued by one method -> a new GPT; the base itself stays as it is.
-
-    mark(model, step) is called every s.eval_every steps. held_to is the model to stay near, if it is another than the base.
-    """
-    step_loss, reads_general, prepare, weight_decay = METHODS[method]
-    model = copy.deepcopy(base).requires_grad_(True)
-    if s.lora_rank:
-        torch.manual_seed(seed)
-        model.add_lora(s.lora_rank)
-    frozen = held_to or (model.without_lora if s.lora_rank else base)
-    forward, frozen = (torch.compile(model), torch.compile(frozen)) if s.compile else (model, frozen)
-    n_general = round(s.ratio * s.batch_size) if reads_general else 0
-    batches = data.batches(world.domain, world.general, s.batch_size, n_general, s.block_size, seed)
-    prepared = [prepare(held_to or base, world, s, seed)] if prepare else []
-    fit(method, model, lambda batch: step_loss(forward, frozen, batch, s, *prepared),
-        batches, s.steps, s.lr, dtype, lambda step: mark(model, step), s.eval_every, weight_decay)
-    model.merge_lora()
-    return model
-
-
-# --- the experiment --------------------------------------------------------------------------------------------
-
-def make_world(s, seed, device):
+def make_world(s, seed):
     """The texts of one seed on the device; refuses those that are too short for the settings."""
     if s.general:
-        world = data.text_world(s.general, s.domain, s.vocab_size)
+        world = data.text_world(s.general, s.domain, s.vocab_size, s.out)
     else:
-        world = data.toy_world(seed, s.general_errors, s.vocab_size, general_documents=s.general_documents)
+        world = data.toy_world(seed, s.general_errors, s.vocab_size,
+                               general_documents=s.general_documents)
     for name in ("pretraining", "general", "domain", "heldout_general", "heldout_domain"):
         stream = getattr(world, name)
         if len(stream) < s.block_size + 1:
-            where = ("--domain" if "domain" in name else "--general") if s.general else "the toy world"
-            raise BadInput(f"{where}: too short: {len(stream)} tokens of {name} text, where --block-size {s.block_size} "
-                           f"needs {s.block_size + 1}")
-        setattr(world, name, stream.to(device))
-    longest = max((len(world.tokenizer.encode_ordinary("\n" + "".join(p))) for ps in world.probes.values() for p in ps), default=0)
+            flag = "--domain" if "domain" in name else "--general"
+            raise BadInput(f"{flag if s.general else 'the toy world'}: too short: {len(stream)} "
+                           f"tokens of {name} text, where --block-size {s.block_size} needs "
+                           f"{s.block_size + 1}")
+        setattr(world, name, stream.to(s.device))
+    documents = ["\n" + prompt + answer
+                 for probes in world.probes.values() for prompt, answer in probes]
+    longest = max((len(world.tokenizer.encode_ordinary(text)) for text in documents), default=0)
     if longest > s.block_size + 1:
-        raise BadInput(f"--block-size {s.block_size}: the toy world's longest document needs {longest - 1}")
+        raise BadInput(f"--block-size {s.block_size}: the toy world's longest document needs "
+                       f"{longest - 1}")
     return world
 
+
+def warn_of_gaps(row):
+    """Say which skills a base has not mastered: what it never knew, no method can forget."""
+    for skill, share in row["accuracy"].items():
+        if skill != "domain" and share < 0.95:
+            print(f"    base  has not mastered {SKILLS[skill]}: {share:.0%} exact; raise "
+                  "--base-steps before comparing methods")
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+def setting(default, meaning):
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass
+class Settings:
+    out: str = setting("out", "folder for the metrics, checkpoints and figures")
+    seed: tuple[int, ...] = setting((0,), "one or several: each makes its own world, base, batches")
+    methods: tuple[str, ...] = setting(("ce", "replay", "mol"),
+                                       "how to continue the base, any of: {methods}")
+
+    # continual pre-training
+    steps: int = setting(300, "steps of every method")
+    lr: float = setting(2e-3, "peak learning rate of every method")
+    batch_size: int = setting(16, "domain sequences per step; general ones come on top, see ratio")
+    ratio: float = setting(1.0, "general sequences for each domain one, where a method reads them")
+    kl: str = setting("reverse", "direction of mol's KL: reverse (model || base), forward "
+                                 "(base || model) or their mean")
+    strength: float = setting(1.0, "weight of what protects the base: the KL of mol and lwf, the "
+                                   "distance of l2sp and ewc")
+    lora_rank: int = setting(0, "train low-rank adapters of this rank instead of the weights; 0 "
+                                "trains the weights")
+    general_errors: float = setting(0.7, "share of wrong answers in the toy world's general text, "
+                                         "0 to 1")
+    general_documents: int = setting(2000, "documents of the toy world's general text; short of it "
+                                           "they are seen again and again")
+    eval_every: int = setting(25, "steps between two evaluations")
+
+    # the base
+    base_steps: int = setting(600, "steps of pretraining")
+    base_lr: float = setting(5e-3, "peak learning rate of pretraining")
+    base_batch_size: int = setting(24, "sequences per step of pretraining")
+    n_layer: int = setting(3, "layers")
+    n_head: int = setting(8, "attention heads per layer")
+    n_embd: int = setting(128, "width: channels of the residual stream")
+    block_size: int = setting(64, "tokens of a sequence")
+    vocab_size: int = setting(512, "tokens of the vocabulary, learnt from the general text; 256 or "
+                                   "more")
+    base: str = setting("", "take the base from this earlier run's folder; its settings must fit")
+    fresh: bool = setting(False, "pretrain the base again even if a fitting one is there")
+
+    # your own text
+    general: tuple[str, ...] = setting((), "UTF-8 files or folders in place of the toy general "
+                                           "text; needs --domain")
+    domain: tuple[str, ...] = setting((), "UTF-8 files or folders in place of the toy domain text; "
+                                          "needs --general")
+
+    # the machine
+    device: str = setting("auto", "auto, cpu, cuda or mps; auto takes the first that works of "
+                                  "cuda, mps, cpu")
+    dtype: str = setting("auto", "auto, float32 or bfloat16; auto is bfloat16 on a CUDA device "
+                                 "that computes in it, else float32")
+    compile: bool = setting(False, "run the models through torch.compile")
+
+
+def parse(arguments, defaults=Settings(), program="train.py", without=(),
+          purpose="Pretrain a small GPT, continue it on a domain by each method, and watch what it "
+                  "forgets."):
+    """Command line -> Settings: every field of the dataclass is a flag, except those in `without`.
+
+    A flag of several values that is given twice holds the values of both.
+    """
+    parser = Parser(program, description=purpose, usage=f"python {program} [--setting value ...]",
+                    allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for f in fields(Settings):
+        if f.name in without:
+            continue
+        default = getattr(defaults, f.name)
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        meaning = f.metadata["help"].format(methods=", ".join(METHODS))
+        options = {"help": meaning + (f" (default: {shown})" if shown else "")}
+        if f.type is bool:
+            options["action"] = "store_true"
+        elif isinstance(default, tuple):
+            of_one = f.type.__args__[0]
+            options |= {"nargs": "+", "action": "extend", "type": of_one, "metavar": "X"}
+        else:
+            options |= {"type": f.type, "metavar": "X"}
+        parser.add_argument("--" + f.name.replace("_", "-"), **options)
+    given = vars(parser.parse_args(arguments))
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return replace(defaults, **given | lists)
+
+
+def check(s):
+    """The settings, if they can work; refuses what cannot, before anything is written."""
+    def refuse_unless(fine, name, must):
+        if not fine:
+            value = getattr(s, name)
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise BadInput(f"--{name.replace('_', '-')} {shown}: {must}")
+
+    refuse_unless(s.out, "out", "it is empty; it must name a folder")
+    for method in s.methods:
+        if method not in METHODS or s.methods.count(method) > 1:
+            raise BadInput(f"--methods {method}: it must be one of {', '.join(METHODS)}, each once "
+                           "at most")
+    for name in ("steps", "batch_size", "eval_every", "base_steps", "base_batch_size", "lr",
+                 "base_lr", "general_documents"):
+        refuse_unless(0 < getattr(s, name) < math.inf, name, "it must be above 0")
+    refuse_unless(0 <= s.ratio <= 1000, "ratio", "it must be between 0 and 1000")
+    refuse_unless(not s.ratio or round(s.ratio * s.batch_size), "ratio",
+                  f"with --batch-size {s.batch_size} that is no general sequence at all")
+    refuse_unless(0 <= s.general_errors <= 1, "general_errors",
+                  "a share, it must be between 0 and 1")
+    refuse_unless(s.kl in ("reverse", "forward", "mean"), "kl",
+                  "it must be reverse, forward or mean")
+    refuse_unless(0 <= s.strength < math.inf, "strength", "it must be 0 or more")
+    refuse_unless(s.lora_rank >= 0, "lora_rank", "it must be 0 or more")
+    for method in {"l2sp", "ewc"} & set(s.methods):
+        refuse_unless(not s.lora_rank, "lora_rank",
+                      f"adapters leave the base's weights as they are: {method} has none to hold")
+    if bool(s.general) != bool(s.domain):
+        raise BadInput("--general and --domain go together: give both, or neither for the toy "
+                       "world")
+    if s.base and s.fresh:
+        raise BadInput("--base and --fresh: take an earlier base or pretrain a new one, not both")
+    refuse_unless(0 <= min(s.seed) <= max(s.seed) < 2**32 and len(set(s.seed)) == len(s.seed),
+                  "seed", "seeds must be between 0 and 2**32 - 1, each once at most")
+    refuse_unless(s.vocab_size >= 256, "vocab_size",
+                  "it must be at least 256, one token for each byte")
+    try:
+        GPTConfig(s.vocab_size, s.block_size, s.n_layer, s.n_head, s.n_embd)
+    except ValueError as problem:
+        raise BadInput(f"--{problem}".replace("_", "-")) from None
+    return s
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+def on_this_machine(s):
+    """The settings with device and dtype decided; refuses what this machine cannot do."""
+    device = choose_device(s.device)
+    if s.compile:
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+        except Exception as problem:  # no compiler, no Python headers: torch raises many kinds
+            reason = str(problem).strip().partition("\n")[0]
+            raise BadInput(f"--compile: this machine cannot ({reason}); leave it out") from None
+    return replace(s, device=device, dtype=choose_dtype(s.dtype, device))
+
+
+def choose_device(name):
+    """auto -> the first of cuda, mps and cpu that can add two numbers."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    if name != "auto" and name not in there:
+        raise BadInput(f"--device {name}: it must be auto, cpu, cuda or mps")
+    for device in there if name == "auto" else [name]:
+        if not there[device]:
+            continue
+        try:
+            torch.ones(2, device=device).sum().item()
+            return device
+        except RuntimeError as problem:  # a card that this torch has no kernels for
+            reason = str(problem).partition("\n")[0]
+            print(f"there is a {device} device, but this torch cannot use it: {reason}")
+    raise BadInput(f"--device {name}: this machine has none that this torch can use; leave it out")
+
+
+def choose_dtype(name, device):
+    """auto -> bfloat16 on a CUDA device that computes in it, otherwise float32.
+
+    On a CPU float32 is as fast, and rounds alike on more machines.
+    """
+    if name not in ("auto", "float32", "bfloat16"):
+        raise BadInput(f"--dtype {name}: it must be auto, float32 or bfloat16")
+    if name == "auto":
+        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float32"
+    return name
+
+
+# --- files ---------------------------------------------------------------------------------------
 
 def config_of(s, world):
     return GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
 
 
-def made_from(s, seed, world, dtype):
-    """All that a base depends on, besides the code and the machine: kept with it, to know it again."""
-    settings = {name: getattr(s, name) for name in ("base_steps", "base_lr", "base_batch_size")}
+def made_from(s, seed, world):
+    """All that a base depends on, besides code and machine: kept with it, to know it again."""
+    settings = {name: getattr(s, name)
+                for name in ("base_steps", "base_lr", "base_batch_size", "dtype")}
     text = hashlib.sha256(world.pretraining.cpu().numpy().tobytes()).hexdigest()
-    return {**settings, **asdict(config_of(s, world)), "seed": seed, "dtype": str(dtype), "text": text}
+    return {**settings, **asdict(config_of(s, world)), "seed": seed, "text": text}
 
 
-def earlier_base(s, seed, world, device, dtype):
-    """The base that an earlier run left for the same settings and text -> GPT, or None where there is none."""
+def earlier_base(s, seed, world):
+    """The base that an earlier run left for the same settings and text -> GPT, or None."""
     path = Path(s.base or s.out) / f"seed{seed}" / "base.pt"
     if s.fresh or not (path.exists() or s.base):
         return None
     try:
-        model, saved = load_model(path, device), load(path)
-        if "made_from" not in saved:
+        model, saved = load_model(path, s.device)
+        if not isinstance(saved.get("made_from"), dict):
             raise BadInput(f"{path}: not a base of train.py")
     except BadInput as problem:
         raise BadInput(f"--base {s.base}: no base of seed {seed} there: {problem}" if s.base else
                        f"{problem}; delete it, or pretrain a new base with --fresh") from None
-    wanted = made_from(s, seed, world, dtype)
-    other = ", ".join(name for name in wanted if saved["made_from"].get(name) != wanted[name])
+    wanted = made_from(s, seed, world)
+    other = ", ".join(key for key in wanted if saved["made_from"].get(key) != wanted[key])
     if not other:
-        print(f"{'base':>8}  reused from {path}: its settings are unchanged (--fresh retrains)")
+        print(f"    base  reused from {path}: its settings are unchanged (--fresh retrains)")
         return model
     if s.base:
         raise BadInput(f"--base {s.base}: its base of seed {seed} was made with another {other}")
-    print(f"{'base':>8}  in {path} was made with another {other}: pretraining a new one")
+    print(f"    base  in {path} was made with another {other}: a new one will take its place")
     return None
 
 
-def save(path, write):
-    """write(temporary name), then move into place: a file is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+def make_folders(s):
+    for seed in s.seed:
+        try:
+            (Path(s.out) / f"seed{seed}").mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise BadInput(f"--out {s.out}: cannot write there: {problem}") from None
 
 
-def save_model(path, model, **more):
-    saved = {"config": asdict(model.config), "model": model.state_dict(), **more}
-    save(path, lambda name: torch.save(saved, name))
-
-
-def save_metrics(path, rows):
-    save(path, lambda name: name.write_text("".join(json.dumps(row) + "\n" for row in rows)))
-
-
-def save_world(path, world):
-    saved = {name: getattr(world, name) for name in ("heldout_general", "heldout_domain", "probes", "prompts")}
-    vocabulary = [world.tokenizer.decode_single_token_bytes(token) for token in range(world.tokenizer.n_vocab)]
-    save(path, lambda name: torch.save({"vocabulary": vocabulary, **saved}, name))
-
-
-def prepare(s):
-    """Make the output folder, clear an earlier run's results from it, all but its bases, and note the settings."""
+def clear(s):
+    """Clear an earlier run's results, except its bases, and note the settings."""
     out = Path(s.out)
-    try:
-        for seed in s.seed:
-            (out / f"seed{seed}").mkdir(parents=True, exist_ok=True)
-        if (out / "metrics.jsonl").exists():
-            print(f"the results of the earlier run in {out} make way, all but its bases")
-        save(out / "settings.json", lambda name: name.write_text(json.dumps(asdict(s), indent=1) + "\n"))
-        for name in ("metrics.jsonl", "forgetting.png", "tradeoff.png"):
-            (out / name).unlink(missing_ok=True)
-        for folder in out.glob("seed*"):
-            for name in ("world", *METHODS):
-                (folder / f"{name}.pt").unlink(missing_ok=True)
-    except OSError as problem:
-        raise BadInput(f"--out {out}: cannot write there: {problem}") from None
+    if (out / "metrics.jsonl").exists():
+        print(f"the results of the earlier run in {out} make way")
+    with whole(out / "settings.json") as name:
+        name.write_text(json.dumps(asdict(s), indent=1) + "\n")
+    for name in ("metrics.jsonl", "forgetting.png", "tradeoff.png"):
+        (out / name).unlink(missing_ok=True)
+    for folder in (out, *out.glob("seed*")):
+        clear_leftovers(folder)
+        for name in ("world", *METHODS):
+            (folder / f"{name}.pt").unlink(missing_ok=True)
 
 
-def run(s, seed, world, base, device, dtype, rows, seconds):
-    """One seed: the base and every method, marked along the way -> {method: GPT}. Adds to rows and to seconds."""
-    out = Path(s.out)
-    folder = out / f"seed{seed}"
-    save_world(folder / "world.pt", world)
+# --- the command line ----------------------------------------------------------------------------
 
-    def timed(what, work, *arguments):
-        began, marking = time.perf_counter(), seconds["evaluation"]
-        result = work(*arguments)
-        seconds[what] += time.perf_counter() - began - (seconds["evaluation"] - marking)
-        return result
-
-    def mark(method, model, step):
-        row = timed("evaluation", evaluate, model, base, world, s.block_size)
-        finite(method, step, row["general_loss"] + row["domain_loss"])
-        return {"method": method, "seed": seed, "step": step, **row}
-
-    if base is None:
-        base = timed("base", pretrain, s, seed, world, device, dtype)
-    save_model(folder / "base.pt", base, made_from=made_from(s, seed, world, dtype))
-    base.requires_grad_(False)
-    models = {"base": base}
-    start = mark("base", base, 0)
-    rows.append(start)
-    save_metrics(out / "metrics.jsonl", rows)
-    for skill, share in start["accuracy"].items():
-        if skill != "domain" and round(share, 4) < 0.95:  # 190 of 200 in float32 is a little less
-            print(f"{'base':>8}  has not mastered {SKILLS[skill]}: {share:.0%} exact; raise --base-steps before comparing methods")
-
-    for method in s.methods:
-        curve = [{**start, "method": method}]
-        models[method] = timed(method, continue_training, method, s, seed, world, base, dtype,
-                               lambda model, step: curve.append(mark(method, model, step)))
-        save_model(folder / f"{method}.pt", models[method])
-        rows += curve  # only now: metrics.jsonl never holds half a method
-        save_metrics(out / "metrics.jsonl", rows)
-    return models
-
-
-def experiment(s):
-    """Everything, from the settings to the figures."""
-    check(s)
-    device = choose_device(s.device)
-    dtype = choose_dtype(s.dtype, device)
-    worlds = {seed: make_world(s, seed, device) for seed in s.seed}
-    bases = {seed: earlier_base(s, seed, world, device, dtype) for seed, world in worlds.items()}
-    prepare(s)  # nothing has been written before this line
-
-    out, rows, seconds = Path(s.out), [], defaultdict(float)
-    first = s.seed[0]
-    print(f"on {device} in {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} CPU threads; results go to {out}")
-    for kind, documents in worlds[first].samples.items():
-        for document in documents:
-            print(f"{kind:>9} | {document}")
-    for seed, world in worlds.items():
-        print(f"seed {seed}: {len(world.pretraining):,} tokens to pretrain on, then {len(world.general):,} general "
-              f"and {len(world.domain):,} domain ones")
-        models = run(s, seed, world, bases[seed], device, dtype, rows, seconds)
-        if seed == first:
-            shown = answers(models, world, world.prompts)
-    print(f"\nafter {s.steps} steps; losses in nats per token, skills in share of exact answers")
-    print(table(rows))
-    print(f"\nthe same prompts, answered by every model (seed {first})")
-    print(shown)
-    forgetting.draw(out / "metrics.jsonl", out / "forgetting.png")
-    tradeoff.draw(out / "metrics.jsonl", out / "tradeoff.png")
-    print(f"\n{out / 'forgetting.png'} and {out / 'tradeoff.png'} show the curves; seconds taken: "
-          + ", ".join(f"{what} {seconds[what]:.0f}" for what in ("base", *s.methods, "evaluation")))
-
-
-def main(arguments=None):
-    """The command line -> exit code: 0, 2 for bad input with one line that says which, 130 when interrupted."""
-    try:
-        experiment(parse(arguments))
-        return 0
-    except (BadInput, OSError) as problem:
-        told, code = problem, 2
-    except KeyboardInterrupt:
+def explain(program, problem):
+    """One line for what a user can mend -> exit code: 2, or 130 after Ctrl-C; raises the rest."""
+    told, code = problem, 2
+    if isinstance(problem, KeyboardInterrupt):
         told, code = "stopped; what was finished is kept", 130
+    elif not isinstance(problem, (BadInput, OSError)):
+        if "memory" not in f"{type(problem).__name__} {problem}".lower():
+            raise problem  # a fault of the program's own
+        told = "out of memory; a smaller model, batch or block needs less"
     if sys.stdout.isatty():
         print()  # leave the live line
-    print(f"train.py: {told}", file=sys.stderr)
+    print(f"{program}: {printable(str(told))}", file=sys.stderr)
     return code
 
 
+def main(arguments=None):
+    """The command line -> exit code: 0, 2 for bad input with one line that says which."""
+    try:
+        experiment(parse(arguments))
+        return 0
+    except (Exception, KeyboardInterrupt) as problem:
+        return explain("train.py", problem)
+
+
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a console that lacks a letter shows a question mark
+    tolerant_console()
     sys.exit(main())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
 from losses import kl_divergence
 from plots import style
 from plots.style import plt

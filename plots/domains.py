@@ -15,7 +15,7 @@ from statistics import mean
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
 import data
 import train
 from eval import cell, evaluate

@@ -13,7 +13,7 @@ from statistics import mean
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
 from plots import style
 from plots.style import plt
 from plots.sweep import Run, main, train_and_mark

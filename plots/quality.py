@@ -6,7 +6,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
 from plots import style
 from plots.style import plt
 from plots.sweep import Run, main

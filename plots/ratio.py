@@ -9,7 +9,7 @@ top; and with the same text in all, where general sequences take the place of do
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
 from plots import style
 from plots.style import plt
 from plots.sweep import Run, main

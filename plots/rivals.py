@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script, from any folder
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
 from eval import table
 from plots import style
 from plots.style import plt
