@@ -55,6 +55,16 @@ def heldout_windows(stream, block_size, most=64):
     return windows[::math.ceil(len(windows) / most)]
 
 
+def in_tokens(probes, tokenizer):
+    """Probes (prompt, answer) -> rows of tokens, and how many of each are the prompt's."""
+    rows, asked = [], []
+    for prompt, answer in probes:
+        prompt = tokenizer.encode_ordinary("\n" + prompt)  # a document begins where another ended
+        rows.append(prompt + tokenizer.encode_ordinary(answer))
+        asked.append(len(prompt))
+    return rows, asked
+
+
 @torch.no_grad()
 def exact_match(model, tokenizer, probes):
     """The share of the probes (prompt, answer) whose whole answer greedy decoding would give.
@@ -63,11 +73,7 @@ def exact_match(model, tokenizer, probes):
     after the prompt and the answer so far, so a single forward over prompt + answer marks all the
     probes.
     """
-    rows, asked = [], []
-    for prompt, answer in probes:
-        prompt = tokenizer.encode_ordinary("\n" + prompt)  # a document begins where another ended
-        rows.append(prompt + tokenizer.encode_ordinary(answer))
-        asked.append(len(prompt))
+    rows, asked = in_tokens(probes, tokenizer)
     longest = max(map(len, rows))
     device = next(model.parameters()).device
     padded = [row + [0] * (longest - len(row)) for row in rows]
@@ -161,20 +167,23 @@ def load_model(path, device="cpu"):
 def load_world(path, device="cpu"):
     """What save_world saved -> (a World without the training texts, the digest of its base)."""
     def make(saved):
-        tokenizer, base = data.tokenizer_from(saved.pop("vocabulary")), saved.pop("base")
-        tokenizer.encode_ordinary("".join(map(chr, range(256))))  # fails if a byte has no token
+        vocabulary, base = saved.pop("vocabulary"), saved.pop("base")
+        if not {bytes([b]) for b in range(256)} <= set(vocabulary):
+            raise ValueError("a byte without a token")
+        tokenizer = data.tokenizer_from(vocabulary)
         world = data.World(tokenizer=tokenizer, pretraining=None, general=None, domain=None,
                            samples={}, **saved)
         for stream in (world.heldout_general, world.heldout_domain):
-            if stream.dtype != torch.int64 or stream.dim() != 1 or len(stream) < 2:
+            if stream.dtype != torch.int64 or stream.dim() != 1:
                 raise ValueError("not a stream of tokens")
             if not 0 <= stream.min() <= stream.max() < tokenizer.n_vocab:
                 raise ValueError("a token beyond the vocabulary")
-        answered = [part for probes in world.probes.values() for probe in probes for part in probe]
-        for text in world.prompts + answered:
-            tokenizer.encode_ordinary(text)
-        if not all(len(probe) == 2 for probes in world.probes.values() for probe in probes):
-            raise ValueError("a probe is a prompt and its answer")
+        for prompt in world.prompts:
+            tokenizer.encode_ordinary(prompt)
+        for probes in world.probes.values():
+            rows, _ = in_tokens(probes, tokenizer)
+            if not rows:
+                raise ValueError("a skill without a question")
         return world, base
 
     return load(path, make, "a world that train.py saved", device)
@@ -198,6 +207,9 @@ def load_run(out):
             world, made_for = load_world(folder / "world.pt")
             if made_for != digest(base):
                 raise BadInput(f"{folder}: world.pt is of another run than base.pt")
+            shortest = min(len(world.heldout_general), len(world.heldout_domain))
+            if shortest <= base.config.block_size:
+                raise BadInput(f"{folder}: world.pt has a text of only {shortest} tokens")
             runs[seed] = world, {"base": base}
         models = runs[seed][1]
         if method != "base":

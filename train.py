@@ -121,7 +121,12 @@ def train(name, s, seed, world, base, mark, start=None, label=None):
     batches = data.batches(world.domain, world.general, s.batch_size, n_general, s.block_size, seed)
     learnt = [p for p in model.parameters() if p.requires_grad]
     optimizer = adamw(learnt, method.weight_decay)
-    rows = [{"method": name, "seed": seed, "step": 0, **mark(model)}]
+
+    def row(step):
+        with torch.no_grad():
+            return {"method": name, "seed": seed, "step": step, **mark(model)}
+
+    rows = [row(0)]
     show = progress(label, s.steps)
     for step, batch in zip(range(1, s.steps + 1), batches):
         for group in optimizer.param_groups:
@@ -136,7 +141,7 @@ def train(name, s, seed, world, base, mark, start=None, label=None):
         refuse_nan(label, step, value)
         show(step, value, batch.tokens.numel())
         if step % s.eval_every == 0 or step == s.steps:
-            rows.append({"method": name, "seed": seed, "step": step, **mark(model)})
+            rows.append(row(step))
             refuse_nan(label, step, *(rows[-1].get(key, 0.0) for key in LOSSES))
     return merge_lora(model) if s.lora_rank else model, rows
 
@@ -146,7 +151,7 @@ def adamw(learnt, weight_decay):
     matrices, gains = [p for p in learnt if p.dim() > 1], [p for p in learnt if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": weight_decay},
               {"params": gains, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
 def learning_rate(step, s):
@@ -163,6 +168,10 @@ def refuse_nan(label, step, *nats):
                            "a lower learning rate may help")
 
 
+def config_of(s, world):
+    return GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
+
+
 def pretrain(s, seed, world):
     """A base from nothing -> the GPT as it was when it was best on the held-out general text.
 
@@ -174,7 +183,6 @@ def pretrain(s, seed, world):
     heldout = heldout_windows(world.heldout_general, s.block_size)  # (B, T + 1)
     best = {"loss": math.inf}
 
-    @torch.no_grad()
     def mark(model):
         loss = losses.mean_cross_entropy(model(heldout[:, :-1]), heldout[:, 1:]).item()
         if loss < best["loss"]:
@@ -473,16 +481,14 @@ def choose_dtype(name, device):
 
 # --- files ---------------------------------------------------------------------------------------
 
-def config_of(s, world):
-    return GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd)
+BASE_SETTINGS = ("base_steps", "base_lr", "base_batch_size", "n_layer", "n_head", "n_embd",
+                 "block_size", "vocab_size", "dtype")
 
 
 def made_from(s, seed, world):
     """All that a base depends on, besides code and machine: kept with it, to know it again."""
-    settings = {name: getattr(s, name)
-                for name in ("base_steps", "base_lr", "base_batch_size", "dtype")}
     text = hashlib.sha256(world.pretraining.cpu().numpy().tobytes()).hexdigest()
-    return {**settings, **asdict(config_of(s, world)), "seed": seed, "text": text}
+    return {**{name: getattr(s, name) for name in BASE_SETTINGS}, "seed": seed, "text": text}
 
 
 def earlier_base(s, seed, world):

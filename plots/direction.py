@@ -1,77 +1,95 @@
-"""Which way round? Reverse KL, forward KL and their mean: what is kept, how fast the domain is learnt, and where they differ.
+"""Which way round? Reverse KL, forward KL and their mean: what is kept, and how fast one learns.
 
-    python plots/direction.py        the runs that are missing, direction.jsonl, direction.png; --help lists the settings
+    python plots/direction.py        makes the runs that are missing, draws direction.png; --help
 
-Below the curves both divergences stand token by token, on the first seed and early in training, when most is forgotten.
+Below the curves both divergences stand token by token, on the first seed and early in training,
+when most is forgotten.
 """
 
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
-from losses import kl_divergence
 from plots import style
-from plots.style import plt
-from plots.sweep import Run, main, train_and_mark
+from plots.runs import Run, ask, labelled
 
 DIRECTIONS = {"reverse": "#0072B2", "forward": "#D55E00", "mean": "#009E73"}
 EARLY = 100  # the step at which sentences are looked at
 
 
-@torch.no_grad()
 def by_token(model, base, world):
-    """Both divergences at every token of a document of each kind -> [{"tokens", "reverse", "forward"}], in nats."""
+    """Both divergences at each token of a document of each kind, in nats.
+
+    -> [{"tokens", "reverse", "forward"}]
+    """
+    import torch  # drawing does without
+    from losses import kl_divergence
+
     tokenizer, sentences = world.tokenizer, []
-    for text in ("".join(world.probes[skill][0]) for skill in ("no_think", "think", "facts")):
-        tokens = tokenizer.encode_ordinary("\n" + text)
+    for skill in ("no_think", "think", "facts"):
+        tokens = tokenizer.encode_ordinary("\n" + "".join(world.probes[skill][0]))
         batch = torch.tensor([tokens[:-1]], device=world.general.device)  # (1, T)
         logits, base_logits = model(batch), base(batch)  # (1, T, V)
-        sentences.append({"tokens": [tokenizer.decode([token]) for token in tokens[1:]]} | {
-            direction: [round(nats, 4) for nats in kl_divergence(logits, base_logits, direction)[0].tolist()]
-            for direction in ("reverse", "forward")})
+        sentence = {"tokens": [tokenizer.decode([token]) for token in tokens[1:]]}
+        for direction in ("reverse", "forward"):
+            nats = kl_divergence(logits, base_logits, direction)[0].tolist()
+            sentence[direction] = [round(value, 4) for value in nats]
+        sentences.append(sentence)
     return sentences
 
 
-def marked_by_token(s, seed, method, world, base, dtype):
-    """train_and_mark, and both divergences token by token."""
-    return train_and_mark(s, seed, method, world, base, dtype, lambda model: {"sentences": by_token(model, base, world)})
+def marked_by_token(method, s, seed, world, base):
+    """A run that is also marked token by token -> its rows."""
+    from eval import evaluate
+    from train import train
+
+    def mark(model):
+        return {**evaluate(model, base, world), "sentences": by_token(model, base, world)}
+
+    return train(method, s, seed, world, base, mark)[1]
 
 
-RUNS = [Run(f"mol, {direction}", "mol", {"kl": direction}, marked_by_token) for direction in DIRECTIONS]
+RUNS = {f"mol, {direction}": Run("mol", {"kl": direction}, marked_by_token)
+        for direction in DIRECTIONS}
 
 
-def draw(rows, picture):
-    figure = plt.figure(figsize=(11, 8.4))
+def draw_sentences(figure, grid, line, trained, rows):
+    """A line of panels: each sentence's tokens with both divergences, for one model."""
+    places = (grid[line, :3], grid[line, 3:8], grid[line, 8:])
+    for place, sentence in zip(places, rows["sentences"]):
+        panel = figure.add_subplot(place)
+        x = range(len(sentence["tokens"]))
+        for shift, direction in ((-0.2, "reverse"), (0.2, "forward")):
+            panel.bar([i + shift for i in x], sentence[direction], 0.4,
+                      color=DIRECTIONS[direction])
+        panel.set_xticks(x, map(style.visible, sentence["tokens"]), fontsize=8, rotation=90)
+        if sentence is rows["sentences"][0]:
+            panel.set_title(f"trained with {trained} KL, step {rows['step']}", fontsize=10)
+            panel.set_ylabel("nats per token")
+
+
+def draw(found, picture):
+    figure = style.figure(11, 8.4)
     grid = figure.add_gridspec(3, 12, height_ratios=(1.5, 1, 1))
-    by_step = style.by_step(rows)
+    by_step = style.by_step(labelled(found, RUNS))
     for place, (of_what, value) in zip((grid[0, :6], grid[0, 6:]), style.KEPT_AND_LEARNT.items()):
         panel = figure.add_subplot(place)
         for direction, colour in DIRECTIONS.items():
-            style.curve(panel, {step: list(map(value, seeds)) for step, seeds in by_step[f"mol, {direction}"].items()},
-                        colour, 2.4, label=direction)
+            steps = by_step[f"mol, {direction}"]
+            points = {step: list(map(value, seeds)) for step, seeds in steps.items()}
+            style.curve(panel, points, colour, 2.4, label=direction)
         panel.set(title=of_what, xlabel="steps on the domain", ylim=(-4, 104))
         panel.grid(axis="y", alpha=0.25)
     panel.legend(title="trained with KL", loc="lower right", frameon=False)
-    steps = sorted(by_step["mol, reverse"])
-    early = min(steps[1:], key=lambda step: abs(step - EARLY))
-    for line, trained in zip((1, 2), ("reverse", "forward")):
-        sentences = by_step[f"mol, {trained}"][early][0]["sentences"]
-        for place, sentence in zip((grid[line, :3], grid[line, 3:8], grid[line, 8:]), sentences):
-            panel = figure.add_subplot(place)
-            for shift, direction in ((-0.2, "reverse"), (0.2, "forward")):
-                panel.bar([i + shift for i in range(len(sentence["tokens"]))], sentence[direction], 0.4, color=DIRECTIONS[direction])
-            panel.set_xticks(range(len(sentence["tokens"])), [token.replace("\n", "\u21b5").replace(" ", "\u00b7") for token in sentence["tokens"]],
-                             fontsize=8, rotation=90)
-            if sentence is sentences[0]:
-                panel.set_title(f"trained with {trained} KL, step {early}", fontsize=10)
-                panel.set_ylabel("nats per token")
-    ends = style.last(rows)
-    figure.suptitle(style.title("General skills answered exactly", {f"{direction} KL": ends[f"mol, {direction}"] for direction in DIRECTIONS}),
-                    x=0.01, ha="left")
-    style.save(figure, picture, rows, "bars: at each token, on the first seed, the reverse KL to the base (blue) and the forward KL (orange)")
+    early = min(list(steps)[1:], key=lambda step: abs(step - EARLY))
+    for line, trained in ((1, "reverse"), (2, "forward")):
+        draw_sentences(figure, grid, line, trained, by_step[f"mol, {trained}"][early][0])
+    kept = {f"{direction} KL": style.last(found(RUNS[f"mol, {direction}"]))
+            for direction in DIRECTIONS}
+    style.save(figure, picture, style.title("General skills answered exactly", kept),
+               f"{style.spread(len(kept['mean KL']))}; bars: at each token, on the first seed, the "
+               "reverse KL to the base (blue) and the forward KL (orange)")
 
 
 if __name__ == "__main__":
-    sys.exit(main("direction", RUNS, draw, __doc__))
+    ask("direction", RUNS, draw, __doc__)

@@ -1,10 +1,12 @@
-"""Four domains one after another, the paper's open question: what is left of the first when the last is learnt?
+"""Four domains in turn, the paper's open question: what is left of the first after the last?
 
-    python plots/domains.py        the runs that are missing, domains.jsonl, domains.png; --help lists the settings
+    python plots/domains.py        makes the runs that are missing, draws domains.png; --help
 
-Alarms, drugs and ships are facts; "larger" is a rule, asked on pairs that were held out (the mirrored pair may be trained). A chain continues the model that
-the stage before left. Average forgetting is Chaudhry et al.'s (arXiv 1801.10112): how far each earlier domain is below the
-best it ever was. Backward transfer is Lopez-Paz and Ranzato's (arXiv 1706.08840): how far it is from where its own stage left it.
+Alarms, drugs and ships are facts; "larger" is a rule, asked on pairs that were held out (the
+mirrored pair may be trained). A chain continues the model that the stage before left. Average
+forgetting is Chaudhry et al.'s (arXiv 1801.10112): how far each earlier domain is below the best it
+ever was. Backward transfer is Lopez-Paz and Ranzato's (arXiv 1706.08840): how far it is from where
+its own stage left it.
 """
 
 import random
@@ -13,58 +15,65 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
-import data
-import train
-from eval import cell, evaluate
 from plots import style
-from plots.style import plt
-from plots.sweep import Run, main
+from plots.runs import Run, ask
 
-DOMAINS = list(data.DOMAINS)
+DOMAINS = ["alarms", "drugs", "ships", "larger"]  # the keys of data.DOMAINS
 GENERAL = ["no_think", "think", "facts"]
 DOCUMENTS = 2_000  # of each domain
 
 
-def chain(s, seed, method, world, base, dtype, latest=False, earlier=False):
-    """One stage a domain -> a row after each, and one of the base.
+def chain(method, s, seed, world, base, latest=False, earlier=False):
+    """One stage per domain -> a row after each, and one of the base.
 
     latest: the KL is to the model that the stage began with, instead of the first base.
-    earlier: text of the earlier domains is added to the general text, as many tokens of it as of the other, while there are
-    as many. A step reads as many sequences as before, so a stage costs the same, and each earlier domain's share shrinks.
+    earlier: text of the earlier domains is added to the general text, as many tokens of it as of
+    the other, while there are as many. A step reads as many sequences as before, so a stage costs
+    the same, and each earlier domain's share shrinks.
     """
-    manuals = {name: {name: make(random.Random(f"{name} {seed}"))} for name, make in data.DOMAINS.items()}
-    device = world.general.device
+    import torch  # drawing does without
+    import data
+    from eval import evaluate
+    from train import train
 
-    def text(kinds, purpose, count, part):
-        written = data.write(kinds, count, random.Random(f"{purpose} {seed}"), part)
-        return data.encode(world.tokenizer, written).to(device)
+    manuals = {name: make(random.Random(f"{name} {seed}")) for name, make in data.DOMAINS.items()}
 
-    texts = {name: text(kinds, f"manual {name}", DOCUMENTS, "train") for name, kinds in manuals.items()}
-    world = replace(world, probes={skill: world.probes[skill] for skill in GENERAL} | {name: manuals[name][name].probes for name in DOMAINS})
-    rows, model = [], base
-    for stage, name in enumerate(["", *DOMAINS]):
-        if name:
-            seen = [texts[done][:len(world.general) // (stage - 1)] for done in DOMAINS[:stage - 1]]
-            world = replace(world, domain=texts[name], heldout_domain=text(manuals[name], f"heldout {name}", 200, "heldout"))
-            read = replace(world, general=torch.cat([world.general, *seen])) if earlier else world
-            held = model.requires_grad_(False) if latest else base
-            model = train.continue_training(method, s, seed, read, model, dtype, lambda model, step: None, held)
-        rows.append({"step": stage, "domain": name, **evaluate(model, base, world, s.block_size)})
-        train.finite(f"{method}, after {name or 'base'}", s.steps, rows[-1]["general_loss"] + rows[-1]["domain_loss"])
-    return rows
+    def text(name, purpose, count, part):
+        rng = random.Random(f"{purpose} {name} {seed}")
+        written = data.write({name: manuals[name]}, count, rng, part)
+        return data.encode(world.tokenizer, written).to(world.general.device)
+
+    texts = {name: text(name, "manual", DOCUMENTS, "train") for name in DOMAINS}
+    probes = {skill: world.probes[skill] for skill in GENERAL}
+    world = replace(world, probes=probes | {name: manuals[name].probes for name in DOMAINS})
+    rows = [{"step": 0, "domain": "", **evaluate(base, base, world)}]
+    model = base
+    for stage, name in enumerate(DOMAINS, 1):
+        world = replace(world, domain=texts[name],
+                        heldout_domain=text(name, "heldout", 200, "heldout"))
+        read = world
+        if earlier and stage > 1:
+            share = len(world.general) // (stage - 1)
+            seen = [texts[done][:share] for done in DOMAINS[:stage - 1]]
+            read = replace(world, general=torch.cat([world.general, *seen]))
+        held = model.requires_grad_(False) if latest else base
+        marks = replace(s, eval_every=s.steps)  # a stage is marked at its end
+        model, marked = train(method, marks, seed, read, held,
+                              lambda model: evaluate(model, base, world), start=model)
+        rows.append({**marked[-1], "step": stage, "domain": name})
+    return [{**row, "method": method, "seed": seed} for row in rows]
 
 
-RUNS = [
-    Run("ce", "ce", {}, chain),
-    Run("replay", "replay", {}, chain),
-    Run("replay, earlier domains too", "replay", {}, chain, {"earlier": True}),
-    Run("mol to the first base", "mol", {}, chain),
-    Run("mol to the latest model", "mol", {}, chain, {"latest": True}),
-    Run("mol to the latest model, earlier domains too", "mol", {}, chain, {"latest": True, "earlier": True}),
-]
+RUNS = {
+    "ce": Run("ce", {}, chain),
+    "replay": Run("replay", {}, chain),
+    "replay, earlier domains too": Run("replay", {}, chain, {"earlier": True}),
+    "mol to the first base": Run("mol", {}, chain),
+    "mol to the latest model": Run("mol", {}, chain, {"latest": True}),
+    "mol to the latest model, earlier domains too":
+        Run("mol", {}, chain, {"latest": True, "earlier": True}),
+}
 
 
 def matrix(rows):
@@ -75,64 +84,71 @@ def matrix(rows):
 def forgetting(rows):
     """Average forgetting after the last domain, 1801.10112 eq. 3-4: 0 is none, 1 is all."""
     at = matrix(rows)
-    stages = len(DOMAINS)
-    return mean(max(at[stage][name] for stage in range(1, stages)) - at[stages][name] for name in DOMAINS[:-1])
+    last = len(DOMAINS)
+    best = {name: max(at[stage][name] for stage in range(1, last)) for name in DOMAINS[:-1]}
+    return mean(best[name] - at[last][name] for name in best)
 
 
 def backward_transfer(rows):
     """Backward transfer after the last domain, 1706.08840 eq. 3: below 0 is forgetting."""
     at = matrix(rows)
-    stages = len(DOMAINS)
-    return mean(at[stages][name] - at[i][name] for i, name in enumerate(DOMAINS[:-1], 1))
+    return mean(at[len(DOMAINS)][name] - at[i][name] for i, name in enumerate(DOMAINS[:-1], 1))
 
 
-def by_run(rows):
-    """-> {label: [one list of rows a seed]}."""
-    runs = {}
-    for row in rows:
-        runs.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
-    return {label: list(seeds.values()) for label, seeds in runs.items()}
-
-
-def tell(rows):
+def tell(found):
     """A Markdown table: accuracy after the last domain, average forgetting, backward transfer."""
-    lines = [["after four domains", "general", *DOMAINS, "average forgetting", "backward transfer"], ["---"] * (len(DOMAINS) + 4)]
-    for label, seeds in by_run(rows).items():
-        ends = [rows[-1] for rows in seeds]
-        lines.append([label, cell([mean(row["accuracy"][skill] for skill in GENERAL) for row in ends], 2),
-                      *(cell([row["accuracy"][name] for row in ends], 2) for name in DOMAINS),
-                      cell(list(map(forgetting, seeds)), 2), cell(list(map(backward_transfer, seeds)), 2)])
+    lines = [["after four domains", "general", *DOMAINS, "average forgetting", "backward transfer"],
+             ["---"] * (len(DOMAINS) + 4)]
+    for label, run in RUNS.items():
+        seeds, ends = found(run), style.last(found(run))
+        kept = [mean(row["accuracy"][skill] for skill in GENERAL) for row in ends]
+        lines.append([label, style.cell(kept, 2)])
+        lines[-1] += [style.cell([row["accuracy"][name] for row in ends], 2) for name in DOMAINS]
+        lines[-1] += [style.cell([measure(rows) for rows in seeds], 2)
+                      for measure in (forgetting, backward_transfer)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def draw(rows, picture):
-    """One matrix a run: a line a stage, a column a skill; the mean over seeds, and lowest to highest where they differ."""
-    runs = by_run(rows)
-    figure, panels = plt.subplots(1, len(runs), figsize=(15, 4.6), sharey=True)
+def draw_matrix(panel, seeds):
+    """A line per stage, a column per skill: the mean over seeds, the range where they differ."""
+    columns = [GENERAL, *([name] for name in DOMAINS)]
+    for y in range(len(DOMAINS) + 1):
+        for x, names in enumerate(columns):
+            values = [100 * mean(rows[y]["accuracy"][name] for name in names) for rows in seeds]
+            low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+            colour = "white" if mean(values) < 60 else "black"
+            panel.text(x, y, f"{mean(values):.0f}", ha="center", color=colour,
+                       va="center" if low == high else "bottom")
+            if low != high:
+                panel.text(x, y + 0.08, f"{low}-{high}", ha="center", va="top", fontsize=7,
+                           color=colour)
+    means = [[100 * mean(rows[y]["accuracy"][name] for name in names for rows in seeds)
+              for names in columns] for y in range(len(DOMAINS) + 1)]
+    panel.imshow(means, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    panel.set_xticks(range(len(columns)), ["general", *DOMAINS], rotation=60)
 
-    def seeds_at(seeds, stage, names):
-        return [100 * mean(rows[stage]["accuracy"][name] for name in names) for rows in seeds]
 
-    for panel, (label, seeds) in zip(panels, runs.items()):
-        columns = [GENERAL, *([name] for name in DOMAINS)]
-        cells = [[seeds_at(seeds, stage, names) for names in columns] for stage in range(len(DOMAINS) + 1)]
-        panel.imshow([[mean(values) for values in line] for line in cells], cmap="cividis", vmin=0, vmax=100, aspect="auto")
-        for y, line in enumerate(cells):
-            for x, values in enumerate(line):
-                low, high = f"{min(values):.0f}", f"{max(values):.0f}"
-                colour = "white" if mean(values) < 60 else "black"
-                panel.text(x, y, f"{mean(values):.0f}", ha="center", va="center" if low == high else "bottom", color=colour)
-                if low != high:
-                    panel.text(x, y + 0.08, f"{low}-{high}", ha="center", va="top", fontsize=7, color=colour)
-        panel.set_xticks(range(len(columns)), ["general", *DOMAINS], rotation=60)
+def draw(found, picture):
+    figure, (panels,) = style.panels(1, len(RUNS), 15, 4.6, sharey=True)
+    for panel, (label, run) in zip(panels, RUNS.items()):
+        draw_matrix(panel, found(run))
         shown = label.replace(", ", ",\n").replace(" to ", "\nto ")
-        panel.set_title(f"{shown}\nforgets {mean(map(forgetting, seeds)):.0%}", fontsize=10, fontweight="bold")
+        lost = mean(map(forgetting, found(run)))
+        panel.set_title(f"{shown}\nforgets {lost:.0%}", fontsize=10, fontweight="bold")
     panels[0].set_yticks(range(len(DOMAINS) + 1), ["base", *(f"after {name}" for name in DOMAINS)])
-    figure.suptitle("With earlier domains' text kept, general skills and earlier domains after four: " + ", ".join(
-        f"{method} {mean(seeds_at(runs[label], -1, GENERAL)):.0f}% and {mean(seeds_at(runs[label], -1, DOMAINS[:-1])):.0f}%"
-        for method, label in (("replay", "replay, earlier domains too"), ("mol", "mol to the latest model, earlier domains too"))), x=0.01, ha="left")
-    style.save(figure, picture, rows, "exact answers, %, small: lowest to highest; above: average forgetting of the earlier domains")
+
+    def kept(label):
+        ends = style.last(found(RUNS[label]))
+        shares = [mean(row["accuracy"][name] for row in ends for name in names)
+                  for names in (GENERAL, DOMAINS[:-1])]
+        return " and ".join(f"{share:.0%}" for share in shares)
+
+    what = ("With earlier domains' text kept, general skills and earlier domains after four: "
+            f"replay {kept('replay, earlier domains too')}, "
+            f"mol {kept('mol to the latest model, earlier domains too')}")
+    style.save(figure, picture, what, "exact answers, %, small: lowest to highest; above: average "
+                                      "forgetting of the earlier domains")
 
 
 if __name__ == "__main__":
-    sys.exit(main("domains", RUNS, draw, __doc__, tell))
+    ask("domains", RUNS, draw, __doc__, tell)

@@ -1,11 +1,11 @@
-"""MoL against its rivals, each at the best of its settings: domain gained against general skills kept.
+"""MoL against its rivals, each at the best of its settings: domain gained, general skills kept.
 
-    python plots/rivals.py        the runs that are missing, rivals.jsonl, rivals.png; --help lists the settings
+    python plots/rivals.py        makes the runs that are missing, draws rivals.png; --help
 
-Every method but the plain `ce` gets four values of one knob, on the same seeds, steps and domain sequences: a strength, at the
-learning rate used everywhere else, or where the learning rate itself is in question, that. Its best is the one with the
-highest mean of general skills and domain, on the same questions that are shown. The first value of `ce`, `replay` and `mol` is
-the default.
+Every method except the plain `ce` gets four values of one knob, on the same seeds, steps and domain
+sequences: a strength, at the learning rate used everywhere else, or where the learning rate itself
+is in question, that. Its best is the one with the highest mean of general skills and domain, on the
+same questions that are shown. The first value of `ce`, `replay` and `mol` is the default.
 """
 
 import sys
@@ -13,10 +13,8 @@ from pathlib import Path
 from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
-from eval import table
 from plots import style
-from plots.style import plt
-from plots.sweep import Run, main
+from plots.runs import Run, ask, labelled
 
 LORA = {"lora_rank": 8}
 KNOBS = {  # name: (method, settings, knob, its values)
@@ -30,61 +28,77 @@ KNOBS = {  # name: (method, settings, knob, its values)
     "LoRA ce": ("ce", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
     "LoRA mol": ("mol", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
 }
+COLOURS = style.COLOURS | {
+    "ce, low rate": "#999999", "lwf": "#CC79A7", "l2sp": "#E69F00", "ewc": "#56B4E9",
+    "LoRA ce": "#7F3B08", "LoRA mol": "#004D40"}
+
+
+def run(name, value):
+    method, settings, knob, _ = KNOBS[name]
+    return Run(method, {**settings, knob: value})
 
 
 def label(name, value):
     return f"{name}, {KNOBS[name][2]} {value:g}"
 
 
-RUNS = [Run(label(name, value), method, {**settings, knob: value})
-        for name, (method, settings, knob, values) in KNOBS.items() for value in values]
-COLOURS = style.COLOURS | {"ce, low rate": "#999999", "lwf": "#CC79A7", "l2sp": "#E69F00", "ewc": "#56B4E9", "LoRA ce": "#7F3B08", "LoRA mol": "#004D40"}
+RUNS = {label(name, value): run(name, value)
+        for name, (*_, values) in KNOBS.items() for value in values}
 
 
-def places(rows):
-    """-> {name: {label: [(domain, general) exact answers in %, one a seed]}}."""
-    last = style.last(rows)
+def places(found, name, value):
+    """Where a setting ends on each seed -> [(domain learnt, general skills kept), ...], in %."""
     (_, kept), (_, learnt) = style.KEPT_AND_LEARNT.items()
-    return {name: {label(name, value): [(learnt(row), kept(row)) for row in last[label(name, value)]] for value in values}
+    return [(learnt(row), kept(row)) for row in style.last(found(run(name, value)))]
+
+
+def best(found):
+    """Each method's best setting -> {name: value}."""
+    def score(name, value):
+        return mean(map(sum, places(found, name, value)))
+
+    return {name: max(values, key=lambda value: score(name, value))
             for name, (*_, values) in KNOBS.items()}
 
 
-def best(rows):
-    """Each method's best setting -> {name: label}."""
-    return {name: max(settings, key=lambda setting: mean(map(sum, settings[setting]))) for name, settings in places(rows).items()}
-
-
-def tell(rows):
+def tell(found):
     """The table of all settings, and that of the best."""
-    bests = list(best(rows).values())
-    of_best = sorted((row for row in rows if row["method"] in bests), key=lambda row: bests.index(row["method"]))
-    edges = [label(name, end(values)) for name, (*_, values) in KNOBS.items() if len(values) > 1 for end in (min, max)]
-    edges.remove(label("ce, low rate", max(KNOBS["ce, low rate"][-1])))  # beyond it is ce itself
-    edge = [setting for setting in bests if setting in edges]
-    return (f"{table(rows)}\n\nthe best of each\n{table(of_best)}\n\n"
-            f"at the lowest or highest of their values, so perhaps better beyond: {'; '.join(edge) or 'none'}")
+    bests = best(found)
+    of_best = {label(name, value): run(name, value) for name, value in bests.items()}
+    edge = [label(name, value) for name, value in bests.items()
+            if len(KNOBS[name][-1]) > 1 and value in (min(KNOBS[name][-1]), max(KNOBS[name][-1]))
+            # beyond the highest of the low rates is ce itself
+            and (name, value) != ("ce, low rate", max(KNOBS[name][-1]))]
+    return (f"{style.table(labelled(found, RUNS))}\n\nthe best of each\n"
+            f"{style.table(labelled(found, of_best))}\n\nat the lowest or highest of their values, "
+            f"so perhaps better beyond: {'; '.join(edge) or 'none'}")
 
 
-def draw(rows, picture):
-    figure, axes = plt.subplots(figsize=(8.4, 5.6))
-    ends, bests = {}, best(rows)
-    for name, settings in places(rows).items():
-        chosen = bests[name]
-        for setting, seeds in settings.items():
-            x, y = (mean(values) for values in zip(*seeds))
-            axes.plot(x, y, color=COLOURS[name], marker="o", ms=9 if setting == chosen else 4, alpha=1 if setting == chosen else 0.5)
-            if setting == chosen:
+def draw(found, picture):
+    figure, ((axes,),) = style.panels(1, 1, 8.4, 5.6)
+    names, bests = {}, best(found)
+    for name, (*_, values) in KNOBS.items():
+        for value in values:
+            seeds = places(found, name, value)
+            x, y = (mean(shares) for shares in zip(*seeds))
+            chosen = value == bests[name]
+            axes.plot(x, y, color=COLOURS[name], marker="o", ms=9 if chosen else 4,
+                      alpha=1 if chosen else 0.5)
+            if chosen:
                 for seed in seeds:
                     axes.plot(*zip((x, y), seed), color=COLOURS[name], lw=0.8)
-                ends[chosen] = COLOURS[name], y
-    axes.set(xlabel="domain learnt: exact answers, %", ylabel="general skills kept: exact answers, mean of three, %",
-             xlim=(-5, 104), ylim=(-5, 104))
-    style.label_ends(axes, ends, apart=0.055)
+                names[label(name, value)] = COLOURS[name], y
+    axes.set(xlabel="domain learnt: exact answers, %", xlim=(-5, 104), ylim=(-5, 104),
+             ylabel="general skills kept: exact answers, mean of three, %")
+    style.label_ends(axes, names, apart=0.055)
     axes.grid(alpha=0.25)
-    figure.suptitle(style.title("General skills answered exactly, each at its best", {
-        name: style.last(rows)[bests[name]] for name in ("ce", "replay", "ewc", "mol")}), x=0.01, ha="left")
-    style.save(figure, picture, rows, "large: the best setting, with each seed; small: the others of the same colour")
+    kept = {name: style.last(found(run(name, bests[name])))
+            for name in ("ce", "replay", "ewc", "mol")}
+    style.save(figure, picture,
+               style.title("General skills answered exactly, each at its best", kept),
+               f"the mean of {len(kept['mol'])} seeds; large: the best setting, with each seed; "
+               "small: the others of the same colour")
 
 
 if __name__ == "__main__":
-    sys.exit(main("rivals", RUNS, draw, __doc__, tell))
+    ask("rivals", RUNS, draw, __doc__, tell)

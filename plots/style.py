@@ -140,6 +140,16 @@ KEPT_AND_LEARNT = {
 }
 
 
+def last(seeds):
+    """The rows of each seed, [[row, ...], ...] -> the last of each."""
+    return [rows[-1] for rows in seeds]
+
+
+def ends(seeds, value):
+    """The value of each seed's last row."""
+    return [value(row) for row in last(seeds)]
+
+
 def by_step(rows):
     """Rows of metrics -> {method: {step: [one row per seed]}}."""
     methods = defaultdict(lambda: defaultdict(list))
@@ -165,6 +175,11 @@ def message(methods, base, marked, remark=""):
 
     return "General loss, nats above the base: " + ", ".join(
         f"{method} {loss(rows) - loss(base):+.2f}" for method, rows in ends.items())
+
+
+def visible(token):
+    """A token as a label of an axis, with a sign for its line break or blank."""
+    return token.replace("\n", "\u21b5").replace(" ", "\u00b7")
 
 
 # --- drawing -------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ def mol(logits, base_logits, targets, is_domain, **options):
 
 def test_cross_entropy_against_torch_distributions():
     logits, _, targets, _ = random_batch()
-    torch.testing.assert_close(cross_entropy(logits, targets), -Categorical(logits=logits).log_prob(targets))
+    expected = -Categorical(logits=logits).log_prob(targets)
+    torch.testing.assert_close(cross_entropy(logits, targets), expected)
 
 
 def test_kl_against_torch_distributions():
@@ -50,7 +51,8 @@ def test_mixture_of_losses_by_hand():
     first = (math.log(2) + math.log(4)) / 2
     second = math.log(4 / 3)
     general = (1 / 2 * math.log(2) + 1 / 2 * math.log(2 / 3) + 0) / 2
-    loss, ce, kl = mixture_of_losses(logits, targets, torch.tensor([True, True, False]), base_logits)
+    is_domain = torch.tensor([True, True, False])
+    loss, ce, kl = mixture_of_losses(logits, targets, is_domain, base_logits)
     assert ce.item() == pytest.approx((first + second) / 3)
     assert kl.item() == pytest.approx(general / 3)
     assert loss.item() == pytest.approx((first + second + general) / 3)
@@ -61,7 +63,8 @@ def test_gradients(direction):
     logits, base_logits, targets, is_domain = random_batch(B=4, T=2, V=3, dtype=torch.float64)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: kl_divergence(x, base_logits, direction), logits)
-    assert torch.autograd.gradcheck(lambda x: mol(x, base_logits, targets, is_domain, direction=direction)[0], logits)
+    assert torch.autograd.gradcheck(
+        lambda x: mol(x, base_logits, targets, is_domain, direction=direction)[0], logits)
     assert torch.autograd.gradcheck(lambda x: mean_cross_entropy(x, targets), logits)
 
 
@@ -99,16 +102,18 @@ def test_the_targets_change_nothing_on_general_rows():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_extreme_logits_are_finite(direction, dtype):
     g = torch.Generator().manual_seed(0)
-    logits, base_logits = (1e4 * torch.randint(-1, 2, (2, 50, 9), generator=g).to(dtype) for _ in range(2))
+    logits, base_logits = (1e4 * torch.randint(-1, 2, (2, 50, 9), generator=g).to(dtype)
+                           for _ in range(2))
     logits.requires_grad_()
-    loss, ce, kl = mixture_of_losses(logits, torch.zeros(2, 50, dtype=torch.int64), torch.tensor([True, False]),
-                                     base_logits[1:], direction)
+    targets = torch.zeros(2, 50, dtype=torch.int64)
+    loss, ce, kl = mixture_of_losses(logits, targets, torch.tensor([True, False]), base_logits[1:],
+                                     direction)
     loss.backward()
     assert loss.isfinite() and ce > 1000 and kl > 1000 and logits.grad.isfinite().all()
 
 
 def test_zeros_in_a_distribution():
-    """A zero of the first distribution adds nothing; one of the second alone is infinite. NaN never comes out."""
+    """Zeros of the first distribution add nothing, of the second alone give inf, never NaN."""
     inf = math.inf
     p = torch.tensor([[[0.0, 0.0, -inf]]], requires_grad=True)  # (1/2, 1/2, 0)
     q = torch.tensor([[[0.0, 0.0, 0.0]]])  # (1/3, 1/3, 1/3)
@@ -152,6 +157,39 @@ def test_the_mean_runs_over_sequences_and_skips_padding():
     assert mean_cross_entropy(torch.full((1, 2, 3), -math.inf), torch.full((1, 2), PADDING)) == 0
 
 
+@pytest.mark.parametrize("direction", ["reverse", "forward", "mean"])
+@pytest.mark.parametrize("what", [math.nan, -math.inf, math.inf])
+@pytest.mark.parametrize("side", ["model", "base", "both"])
+def test_padding_counts_nowhere_whatever_stands_there(direction, what, side):
+    """Not in the loss and not in the gradient: three lines that once showed a nan."""
+    logits, base_logits = torch.zeros(2, 2, 3), torch.zeros(1, 2, 3)
+    targets, is_domain = torch.tensor([[0, PADDING], [0, PADDING]]), torch.tensor([True, False])
+    expected = mixture_of_losses(logits, targets, is_domain, base_logits, direction)
+    if side != "base":
+        logits[:, 1] = what
+    if side != "model":
+        base_logits[0, 1] = what
+    logits.requires_grad_()
+    found = mixture_of_losses(logits, targets, is_domain, base_logits, direction)
+    found[0].backward()
+    assert found == expected and logits.grad.isfinite().all()
+    assert (logits.grad[:, 1] == 0).all() and logits.grad[0, 0].abs().sum() > 0
+
+
+def test_an_empty_batch_has_loss_zero():
+    logits, targets = torch.zeros(0, 2, 3, requires_grad=True), torch.zeros(0, 2, dtype=torch.int64)
+    assert mixture_of_losses(logits, targets, torch.zeros(0, dtype=torch.bool)) == (0, 0, 0)
+    assert mean_cross_entropy(logits, targets) == 0
+
+
+def test_strength_weighs_the_kl():
+    """loss = CE part + strength * KL part, and the parts themselves stay as they are."""
+    batch = random_batch()
+    one, ce, kl = mol(*batch)
+    assert one == ce + kl and mol(*batch, strength=3.0) == (ce + 3 * kl, ce, kl)
+    assert mol(*batch, strength=0.0)[0] == ce
+
+
 def test_bad_arguments():
     logits, base_logits, targets, is_domain = random_batch()
     with pytest.raises(ValueError, match="direction"):
@@ -161,17 +199,20 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="base_logits"):
         mixture_of_losses(logits, targets, is_domain)
     with pytest.raises(ValueError, match="base_logits"):
-        mixture_of_losses(logits, targets, is_domain, base_logits[~is_domain, :1])  # would broadcast in silence
+        # would broadcast in silence
+        mixture_of_losses(logits, targets, is_domain, base_logits[~is_domain, :1])
 
 
 def test_flags_of_zero_and_one():
     logits, base_logits, targets, is_domain = random_batch()
-    assert mixture_of_losses(logits, targets, is_domain.long(), base_logits[~is_domain]) == mol(logits, base_logits, targets, is_domain)
+    found = mixture_of_losses(logits, targets, is_domain.long(), base_logits[~is_domain])
+    assert found == mol(logits, base_logits, targets, is_domain)
 
 
 def test_weight_distance_by_hand():
-    """Half of 2 * 1^2 + 1 * 3^2 is 5.5; its gradient is the importance times how far a weight has gone (L2-SP's, EWC's)."""
-    w, w0, f = torch.tensor([1.0, 5.0], requires_grad=True), torch.tensor([0.0, 2.0], requires_grad=True), torch.tensor([2.0, 1.0])
+    """Half of 2 * 1^2 + 1 * 3^2 is 5.5; its gradient is the importance times how far w has gone."""
+    w, w0 = (torch.tensor(values, requires_grad=True) for values in ([1.0, 5.0], [0.0, 2.0]))
+    f = torch.tensor([2.0, 1.0])
     assert losses.weight_distance([w], [w0]).item() == 5.0
     distance = losses.weight_distance([w], [w0], [f])
     distance.backward()
@@ -192,7 +233,10 @@ class Bias(torch.nn.Module):
 
 
 def test_the_fisher_by_hand():
-    """The gradient of log p(y) by the logits is onehot(y) - p, so at p = (1/2, 1/2) its square is 1/4 whatever is drawn."""
+    """The gradient of log p(y) by the logits is onehot(y) - p.
+
+    At p = (1/2, 1/2) its square is 1/4, whatever is drawn.
+    """
     model = Bias([0.0, 0.0]).requires_grad_(False)
     fisher, = losses.diagonal_fisher(model, torch.zeros(10, 1, dtype=torch.int64))
     assert fisher.tolist() == pytest.approx([0.25, 0.25], rel=1e-6)
@@ -200,7 +244,10 @@ def test_the_fisher_by_hand():
 
 
 def test_the_fisher_is_the_curvature_of_the_kl():
-    """p (1 - p) on the diagonal, per token however long the sequences are: twice the KL of a small step, by its square."""
+    """p (1 - p) on the diagonal, per token however long the sequences are.
+
+    Half of it times the square of a small step is the KL of that step.
+    """
     model = Bias([1.0, 0.0, -1.0])
     p = model.logits.softmax(dim=0)
     for T in (1, 4):
@@ -209,11 +256,14 @@ def test_the_fisher_is_the_curvature_of_the_kl():
         assert torch.allclose(fisher, p * (1 - p), atol=0.01)
     step = torch.tensor([1e-2, 0.0, 0.0])
     with torch.no_grad():
-        kl = losses.kl_divergence((model.logits + step)[None, None], model.logits[None, None], "forward").item()
-    assert losses.weight_distance([model.logits + step], [model.logits], [p * (1 - p)]).item() == pytest.approx(kl, rel=0.02)
+        stepped = model.logits + step
+        kl = losses.kl_divergence(stepped[None, None], model.logits[None, None], "forward").item()
+    distance = losses.weight_distance([stepped], [model.logits], [p * (1 - p)])
+    assert distance.item() == pytest.approx(kl, rel=0.02)
 
 
 def test_the_mean_of_both_directions():
     logits, base_logits = torch.randn(2, 2, 3, 5)
-    both = [losses.kl_divergence(logits, base_logits, direction) for direction in ("reverse", "forward")]
-    assert torch.allclose(losses.kl_divergence(logits, base_logits, "mean"), sum(both) / 2)
+    reverse = kl_divergence(logits, base_logits, "reverse")
+    forward = kl_divergence(logits, base_logits, "forward")
+    assert torch.allclose(kl_divergence(logits, base_logits, "mean"), (reverse + forward) / 2)

@@ -1,10 +1,11 @@
+import copy
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, LoRA, add_lora, merge_lora, rotary_angles, rotate
 
 SMALL = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
 
@@ -17,10 +18,31 @@ def small_model(seed=0):
 def test_shape_and_first_loss():
     """A fresh model guesses evenly: its loss is that of a fair die with V sides."""
     model = small_model()
-    tokens, targets = torch.randint(11, (2, 4, 8))
+    tokens, targets = torch.randint(11, (2, 100, 8))
     logits = model(tokens)
-    assert logits.shape == (4, 8, 11)
-    assert F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item() == pytest.approx(math.log(11), abs=0.05)
+    assert logits.shape == (100, 8, 11)
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item()
+    assert loss == pytest.approx(math.log(11), abs=0.05)
+
+
+def test_rotary_positions_tell_distances_and_nothing_else():
+    """The product of a query and a key depends on how far apart they stand, not on where."""
+    q, k = torch.randn(2, 16)
+    angles = rotary_angles(40, 16)
+    at = rotate(q.expand(40, 16), angles), rotate(k.expand(40, 16), angles)  # (T, hs) each
+    products = at[0] @ at[1].T  # (T, T)
+    for distance in (0, 1, 5, 30):
+        along = products.diagonal(-distance)
+        assert torch.allclose(along, along[0].expand_as(along), atol=1e-4)
+    assert not torch.allclose(products[5, 4], products[6, 4], atol=1e-3)
+    assert torch.allclose(at[0].norm(dim=1), q.norm().expand(40), atol=1e-4)
+
+
+def test_position_reaches_the_model():
+    """The same tokens in another order are another context."""
+    model = small_model()
+    one, other = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 1, 3, 4]])
+    assert not torch.allclose(model(one)[0, -1], model(other)[0, -1], atol=1e-5)
 
 
 def test_a_later_token_never_changes_an_earlier_logit():
@@ -67,7 +89,8 @@ def test_generate():
     assert torch.equal(sampled(0), sampled(0)) and not torch.equal(sampled(0), sampled(1))
     top = model(prompt)[:, -1].topk(2).indices
     first = torch.stack([sampled(seed, top_k=2)[:, 3] for seed in range(20)], dim=1)  # (2, 20)
-    assert all(set(row.tolist()) == set(best.tolist()) for row, best in zip(first, top))
+    for row, best in zip(first, top):
+        assert set(row.tolist()) == set(best.tolist())
 
 
 def test_generate_stops():
@@ -78,7 +101,10 @@ def test_generate_stops():
     assert torch.equal(stopped, free[:, :4])
 
 
-@pytest.mark.parametrize("options, told", [({"n_embd": 10, "n_head": 4}, "divisible by n_head"), ({"n_layer": 0}, "n_layer")])
+@pytest.mark.parametrize("options, told", [
+    ({"n_embd": 10, "n_head": 4}, "divisible by n_head"), ({"n_layer": 0}, "n_layer"),
+    ({"n_embd": 12, "n_head": 4}, "even parts"),  # three channels a head make no pairs
+])
 def test_bad_config(options, told):
     with pytest.raises(ValueError, match=told):
         GPTConfig(**options)
@@ -94,34 +120,67 @@ def test_bad_arguments():
         model.generate(torch.zeros(1, 1, dtype=torch.int64), 1, top_k=0)
 
 
-def test_lora_starts_at_zero_and_comes_off():
-    """With fresh adapters the model is what it was; trained, it is another, and with the adapters off the base again."""
-    model, tokens = GPT(SMALL), torch.randint(SMALL.vocab_size, (2, 8))
+def trained_with_lora():
+    """A model, what it said before adapters, and after they were trained."""
+    model, tokens = small_model(), torch.randint(SMALL.vocab_size, (2, 8))
     before = model(tokens)
-    model.add_lora(rank=2)
-    assert torch.equal(model(tokens), before)
+    add_lora(model, rank=2)
+    assert torch.equal(model(tokens), before)  # it starts as what it was
     learnt = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    assert set(name.rpartition(".")[2] for name in learnt) == {"up", "down"} and len(learnt) == 2 * (4 * SMALL.n_layer + 1)
+    assert {name.rpartition(".")[2] for name in learnt} == {"up", "down"}
+    assert len(learnt) == 2 * (4 * SMALL.n_layer + 1)
     optimizer = torch.optim.SGD(learnt.values(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
         model(tokens).square().mean().backward()
         optimizer.step()
+    assert not torch.allclose(model(tokens), before, atol=1e-4)
+    return model, tokens, before
+
+
+def test_lora_merges_into_a_plain_model():
+    model, tokens, _ = trained_with_lora()
+    plain = merge_lora(model)
+    assert torch.allclose(plain(tokens), model(tokens), atol=1e-5)
+    assert set(plain.state_dict()) == set(GPT(SMALL).state_dict())
+    assert plain.head.weight is plain.token_embedding.weight
+    assert any(isinstance(layer, LoRA) for layer in model.modules())  # the model stays as it is
+
+
+def test_copies_of_a_model_with_lora_are_their_own():
+    """Merging one leaves the other as it was, and training a copy leaves the first."""
+    model, tokens, _ = trained_with_lora()
     after = model(tokens)
-    assert not torch.allclose(after, before, atol=1e-4)
-    assert torch.equal(model.without_lora(tokens), before)
-    assert torch.equal(model(tokens), after)  # and on again
-    model.merge_lora()
-    assert torch.allclose(model(tokens), after, atol=1e-5)
-    assert set(model.state_dict()) == set(GPT(SMALL).state_dict())
-    assert model.head.weight is model.token_embedding.weight
+    other = copy.deepcopy(model)
+    merge_lora(model)
+    assert torch.equal(other(tokens), after) and torch.equal(model(tokens), after)
+    assert other.head.up is other.token_embedding.up  # still tied
+    with torch.no_grad():
+        other.head.up.add_(1.0)
+    assert not torch.allclose(other(tokens), after) and torch.equal(model(tokens), after)
 
 
 def test_lora_is_up_times_down():
     model = GPT(SMALL)
     weight = model.blocks[0].attn.proj.weight.detach().clone()
-    model.add_lora(rank=2)
+    add_lora(model, rank=2)
     layer = model.blocks[0].attn.proj
-    adapter = layer.parametrizations.weight[0]
-    adapter.up.data = torch.randn_like(adapter.up)
-    assert torch.allclose(layer.weight, weight + torch.einsum("or,ri->oi", adapter.up, adapter.down))
+    layer.up.data = torch.randn_like(layer.up)
+    expected = weight + torch.einsum("or,ri->oi", layer.up, layer.down)
+    assert torch.allclose(layer.weight, expected)
+
+
+def test_lora_twice_is_refused():
+    model = small_model()
+    add_lora(model, rank=2)
+    with pytest.raises(ValueError, match="adapters already"):
+        add_lora(model, rank=2)
+
+
+def test_lora_on_a_bfloat16_model():
+    model = small_model().bfloat16()
+    add_lora(model, rank=2)
+    tokens = torch.randint(SMALL.vocab_size, (2, 8))
+    model(tokens).float().mean().backward()
+    assert model.head.up.dtype == torch.bfloat16 and model.head.up.grad.isfinite().all()
+    assert merge_lora(model)(tokens).dtype == torch.bfloat16

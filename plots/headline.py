@@ -1,0 +1,43 @@
+"""The picture at the door: who forgets, on general text whose answers are right or mostly wrong.
+
+    python plots/headline.py        makes the runs that are missing, draws headline.png; --help
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
+from plots import forgetting, style
+from plots.runs import Run, ask, labelled
+
+RIGHT, WRONG = {"general_errors": 0.0}, {"general_errors": 0.7}
+OFTEN = {"eval_every": 25}
+RUNS = {
+    "ce": Run("ce", WRONG | OFTEN),
+    "replay, right answers": Run("replay", RIGHT | OFTEN),
+    "replay, 70% wrong": Run("replay", WRONG | OFTEN),
+    "mol, right answers": Run("mol", RIGHT | OFTEN),
+    "mol, 70% wrong": Run("mol", WRONG | OFTEN),
+}
+SHOWN = ["ce", "replay, right answers", "replay, 70% wrong", "mol, 70% wrong"]
+
+
+def with_base(found, runs):
+    """The rows of {label: Run}, and before them those of the bases that they started from."""
+    return labelled(lambda run: [rows[:1] for rows in found(run)], {"base": RUNS["ce"]}) + labelled(
+        found, runs)
+
+
+def tell(found):
+    return style.table(with_base(found, RUNS))
+
+
+def draw(found, picture):
+    kept = {label: style.last(found(RUNS[label])) for label in SHOWN}
+    what = style.title("General skills answered exactly, after learning the domain", kept)
+    rows = with_base(found, {label: RUNS[label] for label in SHOWN})
+    forgetting.draw(rows, picture, message=what)
+
+
+if __name__ == "__main__":
+    ask("headline", RUNS, draw, __doc__, tell)
