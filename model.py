@@ -34,7 +34,7 @@ class GPTConfig:
 
 
 def rotary_angles(block_size, head_size):
-    """Cosine and sine of the angles by which positions turn pairs of channels -> (2, T, hs / 2).
+    """Cosines and sines of the angles by which positions turn pairs of channels -> (2, T, hs).
 
     Rotary positions (arXiv 2104.09864): channels are taken in pairs, as points of a plane, and
     position t turns pair i by t / 100^(2i / hs). The product of a query at t with a key at s then
@@ -44,14 +44,15 @@ def rotary_angles(block_size, head_size):
     """
     pairs = torch.arange(0, head_size, 2)
     angles = torch.outer(torch.arange(block_size), 100.0 ** (-pairs / head_size))  # (T, hs / 2)
-    return torch.stack([angles.cos(), angles.sin()])  # (2, T, hs / 2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])  # (2, T, hs)
 
 
 def rotate(x, angles):
     """Turn queries or keys (B, nh, T, hs) by their positions; channels i and i + hs / 2 pair."""
-    cos, sin = angles  # (T, hs / 2) each
-    a, b = x.chunk(2, dim=-1)  # (B, nh, T, hs / 2) each
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, nh, T, hs)
+    cos, sin = angles  # (T, hs) each
+    other = x.roll(x.shape[-1] // 2, dims=-1)  # in place of each channel, the other of its pair
+    return x * cos + other * sin  # (B, nh, T, hs)
 
 
 class Attention(nn.Module):
@@ -65,8 +66,8 @@ class Attention(nn.Module):
 
     def forward(self, x, angles):
         B, T, C = x.shape
-        heads = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, nh, hs)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+                   for t in self.qkv(x).split(C, dim=2))  # (B, nh, T, hs) each
         q, k = rotate(q, angles), rotate(k, angles)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)

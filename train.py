@@ -335,10 +335,10 @@ class Settings:
     eval_every: int = setting(25, "steps between two evaluations")
 
     # the base
-    base_steps: int = setting(600, "steps of pretraining")
+    base_steps: int = setting(1000, "steps of pretraining")
     base_lr: float = setting(5e-3, "peak learning rate of pretraining")
     base_batch_size: int = setting(24, "sequences per step of pretraining")
-    n_layer: int = setting(3, "layers")
+    n_layer: int = setting(2, "layers")
     n_head: int = setting(8, "attention heads per layer")
     n_embd: int = setting(128, "width: channels of the residual stream")
     block_size: int = setting(64, "tokens of a sequence")
