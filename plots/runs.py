@@ -125,6 +125,6 @@ def labelled(found, runs):
 
 
 def ask(*question):
-    """main, for a question that is run as a program."""
+    """main, for a question that is run as a program: its exit code is the program's."""
     tolerant_console()
     sys.exit(main(*question))
