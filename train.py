@@ -318,7 +318,7 @@ class Settings:
                                        "how to continue the base, any of: {methods}")
 
     # continual pre-training
-    steps: int = setting(300, "steps of every method")
+    steps: int = setting(250, "steps of every method")
     lr: float = setting(2e-3, "peak learning rate of every method")
     batch_size: int = setting(16, "domain sequences per step; general ones come on top, see ratio")
     ratio: float = setting(1.0, "general sequences for each domain one, where a method reads them")

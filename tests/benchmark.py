@@ -1,9 +1,12 @@
-"""What a step costs, as ratios of medians measured in one run: python tests/benchmark.py (a minute; not a test).
+"""What a step costs, as ratios of medians measured in one run: python tests/benchmark.py (a minute).
 
-Steps of all kinds take turns, so that a machine busy with something else slows them alike.
+Steps of all kinds take turns, so that a machine busy with something else slows them alike. With the
+path of another file that defines GPT and GPTConfig as nanoGPT's model.py does, its steps take turns
+too: python tests/benchmark.py nanoGPT/model.py
 """
 
 import copy
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -28,13 +31,13 @@ def seconds(work):
     return time.perf_counter() - began
 
 
-def trainer(base, loss, batch, dtype):
+def trainer(model, loss, batch, s):
     """-> a function that takes one optimisation step on the batch, on a model of its own."""
-    model = copy.deepcopy(base).requires_grad_(True)
+    model = copy.deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step():
-        with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with torch.autocast(s.device, getattr(torch, s.dtype), enabled=s.dtype != "float32"):
             value = loss(model, batch)
         optimizer.zero_grad()
         value.backward()
@@ -45,27 +48,35 @@ def trainer(base, loss, batch, dtype):
     return step
 
 
-def main():
-    s = train.Settings()
-    device = train.choose_device(s.device)
-    dtype = train.choose_dtype(s.dtype, device)
-    world = train.make_world(s, 0, device)
-    torch.manual_seed(0)
-    base = train.GPT(train.config_of(s, world)).to(device).requires_grad_(False)
-    both = next(data.batches(world.domain, world.general, s.batch_size, s.batch_size, s.block_size, 0))
-    domain = next(data.batches(world.domain, world.general, s.batch_size, 0, s.block_size, 0))
+def other_model(path, config):
+    """nanoGPT's model of the same size."""
+    spec = importlib.util.spec_from_file_location("other", path)
+    other = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+    return other.GPT(other.GPTConfig(**vars(config), dropout=0.0, bias=False))
 
-    # The base on the general rows once: its last hidden states, n_embd numbers a token where logits are vocab_size.
+
+def main(paths):
+    s = train.on_this_machine(train.Settings())
+    world = train.make_world(s, 0)
+    torch.manual_seed(0)
+    base = train.GPT(train.config_of(s, world)).to(s.device).requires_grad_(False)
+    both, domain = (next(data.batches(world.domain, world.general, s.batch_size, n, s.block_size, 0))
+                    for n in (s.batch_size, 0))
+
+    # The base on the general rows once: its last hidden states, n_embd numbers per token where
+    # logits are vocab_size.
     states = []
     hook = base.ln_f.register_forward_hook(lambda module, inputs, output: states.append(output))
-    with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-        logits = base(both.tokens[~both.is_domain])
+    with torch.no_grad():
+        base(both.tokens[both.general])
     hook.remove()
 
     def kept(model, batch):
         with torch.no_grad():
             base_logits = base.head(states[0])  # (G, T, V)
-        return losses.mixture_of_losses(model(batch.tokens), batch.targets, batch.is_domain, base_logits)[0]
+        logits = model(batch.tokens)  # (B, T, V)
+        return losses.mixture_of_losses(logits, batch.targets, batch.is_domain, base_logits)[0]
 
     def ce(model, batch):
         return train.ce(model, base, batch, s)
@@ -73,29 +84,33 @@ def main():
     def mol(model, batch):
         return train.mol(model, base, batch, s)
 
-    steps = {"ce": trainer(base, ce, domain, dtype), "replay": trainer(base, ce, both, dtype), "mol": trainer(base, mol, both, dtype),
-             "mol, base kept": trainer(base, kept, both, dtype), "replay, float32": trainer(base, ce, both, torch.float32),
-             "marking": lambda: evaluate(base, base, world, s.block_size)}
-    for step in steps.values():
-        step()
+    steps = {"ce": trainer(base, ce, domain, s), "replay": trainer(base, ce, both, s),
+             "mol": trainer(base, mol, both, s), "mol, base kept": trainer(base, kept, both, s),
+             "marking": lambda: evaluate(base, base, world)}
+    for path in paths:
+        rows = both._replace(tokens=both.tokens.contiguous(), targets=both.targets.contiguous())
+        steps["other"] = trainer(other_model(path, base.config).to(s.device),
+                                 lambda model, batch: model(batch.tokens, batch.targets)[1], rows, s)
     taken = {name: [] for name in steps}
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS + 3):
         for name, step in steps.items():
             taken[name].append(seconds(step))
-    t = {name: median(times) for name, times in taken.items()}
-    with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-        exact = torch.equal(base.head(states[0]), logits)
+    t = {name: median(times[3:]) for name, times in taken.items()}  # the first warm up
 
-    marking = (1 + 3 * s.steps // s.eval_every) * t["marking"]
-    training = s.steps * (t["ce"] + t["replay"] + t["mol"]) + s.base_steps * t["replay"] * s.base_batch_size / len(both.tokens)
-    tokens = both.tokens.numel()
-    print(f"{device} in {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} CPU threads; medians of {ROUNDS} steps")
-    print(f"mol step / replay step                          {t['mol'] / t['replay']:.2f}   (compute alone: 3.5 / 3 = 1.17)")
-    print(f"mol step with the base kept / replay step       {t['mol, base kept'] / t['replay']:.2f}   (the base's logits bit-identical: {exact})")
-    print(f"replay step / two ce steps                      {t['replay'] / t['ce'] / 2:.2f}   (the same tokens)")
-    print(f"evaluation's share of the default run           {marking / (marking + training):.2f}")
-    print(f"tokens/s / tokens/s in float32                  {t['replay, float32'] / t['replay']:.2f}   ({tokens / t['replay']:,.0f} a second)")
+    marking = (1 + 3 * (1 + s.steps // s.eval_every)) * t["marking"]
+    pretraining = s.base_steps * t["replay"] * s.base_batch_size / len(both.tokens)
+    training = s.steps * (t["ce"] + t["replay"] + t["mol"]) + pretraining
+    print(f"{s.device} in {s.dtype}, {torch.get_num_threads()} CPU threads; medians of {ROUNDS} steps")
+    print(f"mol step / replay step                     {t['mol'] / t['replay']:.2f}"
+          "   (compute alone: 3.5 / 3 = 1.17)")
+    print(f"mol step with the base kept / replay step  {t['mol, base kept'] / t['replay']:.2f}")
+    print(f"replay step / two ce steps                 {t['replay'] / t['ce'] / 2:.2f}"
+          "   (the same tokens)")
+    print(f"evaluation's share of the default run      {marking / (marking + training):.2f}")
+    print(f"tokens a second of a replay step           {both.tokens.numel() / t['replay']:,.0f}")
+    if paths:
+        print(f"the same / those of {paths[0]}   {t['other'] / t['replay']:.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""One thread: faster than several for the tiny models of the tests, and room for other processes."""
+"""Tests run in one thread, which is faster for tiny models and leaves room for others."""
 
 import os
 
