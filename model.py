@@ -52,7 +52,7 @@ def rotate(x, angles):
     """Turn queries or keys (B, nh, T, hs) by their positions; channels i and i + hs / 2 pair."""
     cos, sin = angles  # (T, hs) each
     other = x.roll(x.shape[-1] // 2, dims=-1)  # in place of each channel, the other of its pair
-    return x * cos + other * sin  # (B, nh, T, hs)
+    return torch.addcmul(x * cos, other, sin)  # x * cos + other * sin, (B, nh, T, hs)
 
 
 class Attention(nn.Module):
