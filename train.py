@@ -319,7 +319,7 @@ class Settings:
 
     # continual pre-training
     steps: int = setting(250, "steps of every method")
-    lr: float = setting(2e-3, "peak learning rate of every method")
+    lr: float = setting(3e-3, "peak learning rate of every method")
     batch_size: int = setting(16, "domain sequences per step; general ones come on top, see ratio")
     ratio: float = setting(1.0, "general sequences for each domain one, where a method reads them")
     kl: str = setting("reverse", "direction of mol's KL: reverse (model || base), forward "
@@ -336,7 +336,7 @@ class Settings:
 
     # the base
     base_steps: int = setting(1000, "steps of pretraining")
-    base_lr: float = setting(5e-3, "peak learning rate of pretraining")
+    base_lr: float = setting(4e-3, "peak learning rate of pretraining")
     base_batch_size: int = setting(24, "sequences per step of pretraining")
     n_layer: int = setting(2, "layers")
     n_head: int = setting(8, "attention heads per layer")

@@ -62,8 +62,7 @@ def draw(found, picture):
         panel.set_xlabel("general to domain sequences")
     panels[0][1].legend(loc="lower right", frameon=False)
     kept = {method: style.last(found(run(method, "1:8", "same domain text"))) for method in METHODS}
-    what = style.title("One general sequence to eight, on the same domain text: "
-                       "general skills answered exactly", kept)
+    what = style.title("One general sequence to eight, general skills answered exactly", kept)
     style.save(figure, picture, what, style.spread(len(kept["mol"])))
 
 

@@ -18,9 +18,9 @@ from plots.runs import Run, ask, labelled
 
 LORA = {"lora_rank": 8}
 KNOBS = {  # name: (method, settings, knob, its values)
-    "ce": ("ce", {}, "lr", (2e-3,)),
+    "ce": ("ce", {}, "lr", (3e-3,)),
     "ce, low rate": ("ce", {}, "lr", (1e-3, 5e-4, 3e-4, 1e-4)),
-    "replay": ("replay", {}, "lr", (2e-3, 4e-3, 1e-3, 5e-4)),
+    "replay": ("replay", {}, "lr", (3e-3, 6e-3, 1.5e-3, 7e-4)),
     "mol": ("mol", {}, "strength", (1.0, 0.3, 3.0, 10.0)),
     "lwf": ("lwf", {}, "strength", (0.03, 0.1, 0.3, 1.0)),
     "l2sp": ("l2sp", {}, "strength", (0.003, 0.01, 0.03, 0.1)),

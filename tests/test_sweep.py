@@ -420,7 +420,7 @@ def test_the_best_setting_is_chosen_on_domain_and_general_together():
     assert rivals.best(found) == second
     # of the others the second value is neither the lowest nor the highest
     told = rivals.tell(found).splitlines()[-1]
-    assert told.endswith("beyond: replay, lr 0.004; mol, strength 0.3")
+    assert told.endswith("beyond: replay, lr 0.006; mol, strength 0.3")
 
 
 def test_both_divergences_token_by_token(world):
