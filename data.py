@@ -378,7 +378,8 @@ def read_texts(setting, paths, out=None):
         raise BadInput(f"--{setting} {' '.join(map(str, paths))}: no UTF-8 text in it"
                        + (f"; {skipped_line}" if skipped else ""))
     training, heldout, what = hold_out(texts)
-    print(printable(f"{setting:>8}  read {len(texts)} files ({sum(map(len, texts)):,} characters), "
+    files = "1 file" if len(texts) == 1 else f"{len(texts)} files"
+    print(printable(f"{setting:>8}  read {files} ({sum(map(len, texts)):,} characters), "
                     f"held out {what}" + (f"; {skipped_line}" if skipped else "")), flush=True)
     return training, heldout
 
@@ -436,7 +437,7 @@ def hold_out(texts, share=0.1):
     else:
         training = [text for i, text in enumerate(texts) if i not in whole]
         heldout = [text for i, text in enumerate(texts) if i in whole]
-        what = f"{len(whole)} whole files, {sum(map(len, heldout)):,} characters"
+        what = f"{len(whole)} of them whole ({sum(map(len, heldout)):,} characters)"
     return "\n".join(training), "\n".join(heldout), what
 
 

@@ -188,7 +188,7 @@ def test_own_text(tmp_path, capsys):
     assert len(text_of(world, "heldout_domain")) == 60
     assert not world.probes and len(world.prompts) == 5
     told = capsys.readouterr().out
-    assert "general  read 1 files (850 characters), held out the last 10% of each\n" in told
+    assert "general  read 1 file (850 characters), held out the last 10% of each\n" in told
     assert "skipped 1: picture.png (not UTF-8 text: byte 0 is 0x89)" in told
     assert "tokens  learning 300 from 765 characters" in told
 
@@ -201,7 +201,7 @@ def test_whole_files_are_held_out_where_there_are_many(tmp_path, capsys):
     training, heldout = (part.splitlines() for part in data.read_texts("general", [tmp_path]))
     assert sorted(training + heldout) == sorted(sentences)
     assert 0.08 * 600 < len(heldout) < 0.12 * 600
-    assert f"held out {len(heldout)} whole files" in capsys.readouterr().out
+    assert f"held out {len(heldout)} of them whole" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sizes, whole", [

@@ -423,7 +423,7 @@ def test_the_output_folder_is_not_read(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("the cat sat on the mat and looked at the moon. " * 200)
     for _ in range(2):
         assert run(tmp_path / "out", "--general", tmp_path, "--domain", tmp_path) == 0
-        assert "read 1 files (9,400 characters)" in capsys.readouterr().out
+        assert "read 1 file (9,400 characters)" in capsys.readouterr().out
 
 
 # --- what a method sees --------------------------------------------------------------------------
