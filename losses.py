@@ -33,7 +33,8 @@ def log_probs(logits):
 
 def without_padding(logits, targets):
     """Logits (B, T, V) with zeros where the target is padding, whatever stood there, nan too."""
-    return logits.masked_fill((targets == PADDING).unsqueeze(-1), 0.0)
+    is_padding = (targets == PADDING).unsqueeze(-1)  # (B, T, 1)
+    return logits.masked_fill(is_padding, 0.0) if is_padding.any() else logits  # a copy if need be
 
 
 def cross_entropy(logits, targets):
