@@ -1,4 +1,4 @@
-"""What a step costs, as ratios of medians measured in one run: python tests/benchmark.py (a minute).
+"""What a step costs, in ratios of medians measured in one run: python tests/benchmark.py.
 
 Steps of all kinds take turns, so that a machine busy with something else slows them alike. With the
 path of another file that defines GPT and GPTConfig as nanoGPT's model.py does, its steps take turns
@@ -61,8 +61,9 @@ def main(paths):
     world = train.make_world(s, 0)
     torch.manual_seed(0)
     base = train.GPT(train.config_of(s, world)).to(s.device).requires_grad_(False)
-    both, domain = (next(data.batches(world.domain, world.general, s.batch_size, n, s.block_size, 0))
-                    for n in (s.batch_size, 0))
+    both, domain = (
+        next(data.batches(world.domain, world.general, s.batch_size, n, s.block_size, 0))
+        for n in (s.batch_size, 0))
 
     # The base on the general rows once: its last hidden states, n_embd numbers per token where
     # logits are vocab_size.
@@ -89,8 +90,9 @@ def main(paths):
              "marking": lambda: evaluate(base, base, world)}
     for path in paths:
         rows = both._replace(tokens=both.tokens.contiguous(), targets=both.targets.contiguous())
-        steps["other"] = trainer(other_model(path, base.config).to(s.device),
-                                 lambda model, batch: model(batch.tokens, batch.targets)[1], rows, s)
+        other = other_model(path, base.config).to(s.device)
+        steps["other"] = trainer(other, lambda model, batch: model(batch.tokens, batch.targets)[1],
+                                 rows, s)
     taken = {name: [] for name in steps}
     for _ in range(ROUNDS + 3):
         for name, step in steps.items():
@@ -100,7 +102,8 @@ def main(paths):
     marking = (1 + 3 * (1 + s.steps // s.eval_every)) * t["marking"]
     pretraining = s.base_steps * t["replay"] * s.base_batch_size / len(both.tokens)
     training = s.steps * (t["ce"] + t["replay"] + t["mol"]) + pretraining
-    print(f"{s.device} in {s.dtype}, {torch.get_num_threads()} CPU threads; medians of {ROUNDS} steps")
+    print(f"{s.device} in {s.dtype}, {torch.get_num_threads()} CPU threads; "
+          f"medians of {ROUNDS} steps")
     print(f"mol step / replay step                     {t['mol'] / t['replay']:.2f}"
           "   (compute alone: 3.5 / 3 = 1.17)")
     print(f"mol step with the base kept / replay step  {t['mol, base kept'] / t['replay']:.2f}")

@@ -11,7 +11,7 @@ PLOTS = Path(__file__).parent.parent / "plots"
 
 
 def made_up(marked, seeds=(0, 1)):
-    """A base at 100% and 1 nat; ce ends at 0% and 3 nats, mol at 90% and 1.1, seed 1 a bit apart."""
+    """A base at 100% and 1 nat; ce ends at 0% and 3 nats, mol at 90% and 1.1; two seeds differ."""
     rows = []
     for seed in seeds:
         for method, share, loss in [("base", 1.0, 1.0), ("ce", 0.0, 3.0), ("mol", 0.9, 1.1)]:

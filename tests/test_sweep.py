@@ -14,8 +14,8 @@ import torch
 
 import data
 import train
-from plots import (amount, direction, domains, headline, modes, quality, ratio, rivals, runs, source,
-                   style, sweep)
+from plots import (amount, direction, domains, headline, modes, quality, ratio, rivals, runs,
+                   source, style, sweep)
 from plots.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -155,12 +155,12 @@ def processes():
 
 
 def test_a_sweep_that_is_killed_goes_on(tmp_path):
-    """kill -9 after the first run: it is there and no process stays; asking again ends the sweep."""
+    """kill -9 after the first run: it is there, no process stays, asking again ends the sweep."""
     code = ("import sys; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path\nfrom plots import quality, runs, sweep\n"
             "if __name__ == '__main__':\n"
             "    sweep.BASES = Path(sys.argv[2])\n"
-            "    runs.ask('quality', quality.RUNS, quality.draw, 'A question.', None, sys.argv[3:])")
+            "    runs.ask('quality', quality.RUNS, quality.draw, '', None, sys.argv[3:])")
     script = tmp_path / "ask.py"
     script.write_text(code)
     command = [sys.executable, script, ROOT, tmp_path / "bases", "--out", tmp_path, "--seed", "0",
