@@ -170,8 +170,9 @@ def test_padding_counts_nowhere_whatever_stands_there(direction, what, side):
     if side != "model":
         base_logits[0, 1] = what
     logits.requires_grad_()
-    found = mixture_of_losses(logits, targets, is_domain, base_logits, direction)
-    found[0].backward()
+    with torch.autograd.set_detect_anomaly(True):  # no nan on the way back either
+        found = mixture_of_losses(logits, targets, is_domain, base_logits, direction)
+        found[0].backward()
     assert found == expected and logits.grad.isfinite().all()
     assert (logits.grad[:, 1] == 0).all() and logits.grad[0, 0].abs().sum() > 0
 
