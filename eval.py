@@ -170,6 +170,8 @@ def load_world(path, device="cpu"):
         vocabulary, base = saved.pop("vocabulary"), saved.pop("base")
         if not {bytes([b]) for b in range(256)} <= set(vocabulary):
             raise ValueError("a byte without a token")
+        if len(set(vocabulary)) < len(vocabulary):
+            raise ValueError("a token twice")
         tokenizer = data.tokenizer_from(vocabulary)
         world = data.World(tokenizer=tokenizer, pretraining=None, general=None, domain=None,
                            samples={}, **saved)

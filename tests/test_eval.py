@@ -162,6 +162,7 @@ ALTERED_WORLDS = {
     "nothing else": lambda saved: {"vocabulary": saved["vocabulary"]},
     "no vocabulary": lambda saved: saved | {"vocabulary": []},
     "a byte too few": lambda saved: saved | {"vocabulary": saved["vocabulary"][1:]},
+    "a token twice": lambda saved: saved | {"vocabulary": saved["vocabulary"] + [b"a"]},
     "a vocabulary of text": lambda saved: saved | {"vocabulary": ["a", "b"]},
     "tokens beyond it": lambda saved: saved | {"heldout_domain": torch.full((200,), 9999)},
     "tokens below it": lambda saved: saved | {"heldout_general": torch.full((200,), -1)},
