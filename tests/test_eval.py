@@ -161,7 +161,7 @@ ALTERED_WORLDS = {
     "another type": lambda saved: [1, 2],
     "nothing else": lambda saved: {"vocabulary": saved["vocabulary"]},
     "no vocabulary": lambda saved: saved | {"vocabulary": []},
-    "a byte too few": lambda saved: saved | {"vocabulary": saved["vocabulary"][1:]},
+    "a byte too few": lambda saved: saved | {"vocabulary": [b"ab cd"] + saved["vocabulary"][1:]},
     "a token twice": lambda saved: saved | {"vocabulary": saved["vocabulary"] + [b"a"]},
     "a vocabulary of text": lambda saved: saved | {"vocabulary": ["a", "b"]},
     "tokens beyond it": lambda saved: saved | {"heldout_domain": torch.full((200,), 9999)},

@@ -122,6 +122,20 @@ def test_a_setting_added_later_at_its_default_changes_no_run():
     assert not sweep.made_with(line, s)
 
 
+def test_a_default_that_was_changed_makes_the_run_anew(tmp_path, capsys):
+    asked = {"mol": RUNS["mol"]}
+    assert ask(tmp_path, asked=asked) == 0
+    path = tmp_path / "runs.jsonl"
+    line = json.loads(path.read_text())
+    line["settings"]["lr"] /= 2  # the default of another time
+    path.write_text(json.dumps(line) + "\n")
+    seen = []
+    assert ask(tmp_path, asked=asked,
+               draw=lambda found, picture: seen.extend(found(RUNS["mol"]))) == 0
+    assert "1 to make" in capsys.readouterr().out and len(runs.read(path)) == 2
+    assert seen == [runs.read(path)[1]["rows"]]  # the newest is drawn
+
+
 def test_two_programs_may_add_at_once(tmp_path):
     """Each line whole, none lost, also after one that was cut short."""
     path = tmp_path / "runs.jsonl"
