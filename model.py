@@ -34,7 +34,7 @@ class GPTConfig:
 
 
 def rotary_angles(block_size, head_size):
-    """Cosines and sines of the angles by which positions turn pairs of channels -> (2, T, hs).
+    """Cosines and sines of the angles by which positions turn pairs of channels -> (2, T, 1, hs).
 
     Rotary positions (arXiv 2104.09864): channels are taken in pairs, as points of a plane, and
     position t turns pair i by t / 100^(2i / hs). The product of a query at t with a key at s then
@@ -45,14 +45,15 @@ def rotary_angles(block_size, head_size):
     pairs = torch.arange(0, head_size, 2)
     angles = torch.outer(torch.arange(block_size), 100.0 ** (-pairs / head_size))  # (T, hs / 2)
     cos, sin = angles.cos(), angles.sin()
-    return torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])  # (2, T, hs)
+    both = torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])  # (2, T, hs)
+    return both.unsqueeze(2)  # the same for every head
 
 
 def rotate(x, angles):
-    """Turn queries or keys (B, nh, T, hs) by their positions; channels i and i + hs / 2 pair."""
-    cos, sin = angles  # (T, hs) each
+    """Turn queries or keys (B, T, nh, hs) by their positions; channels i and i + hs / 2 pair."""
+    cos, sin = angles  # (T, 1, hs) each
     other = x.roll(x.shape[-1] // 2, dims=-1)  # in place of each channel, the other of its pair
-    return torch.addcmul(x * cos, other, sin)  # x * cos + other * sin, (B, nh, T, hs)
+    return torch.addcmul(x * cos, other, sin)  # x * cos + other * sin, (B, T, nh, hs)
 
 
 class Attention(nn.Module):
@@ -66,9 +67,10 @@ class Attention(nn.Module):
 
     def forward(self, x, angles):
         B, T, C = x.shape
-        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-                   for t in self.qkv(x).split(C, dim=2))  # (B, nh, T, hs) each
-        q, k = rotate(q, angles), rotate(k, angles)
+        qkv = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head)
+        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=2)
+        q, k = rotate(qk, angles).chunk(2, dim=2)  # (B, T, nh, hs) each, as v
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs) each
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
 
@@ -88,7 +90,7 @@ class Block(nn.Module):
 
     def forward(self, x, angles):
         x = x + self.attn(self.ln_1(x), angles)
-        x = x + self.mlp["proj"](F.gelu(self.mlp["up"](self.ln_2(x))))
+        x = x + self.mlp["proj"](self.mlp["up"](self.ln_2(x)).relu_())
         return x  # (B, T, C)
 
 

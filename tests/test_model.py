@@ -30,7 +30,7 @@ def test_rotary_positions_tell_distances_and_nothing_else():
     """The product of a query and a key depends on how far apart they stand, not on where."""
     q, k = torch.randn(2, 16)
     angles = rotary_angles(40, 16)
-    at = rotate(q.expand(40, 16), angles), rotate(k.expand(40, 16), angles)  # (T, hs) each
+    at = [rotate(x.expand(40, 1, 16), angles).squeeze(1) for x in (q, k)]  # (T, hs) each
     products = at[0] @ at[1].T  # (T, T)
     for distance in (0, 1, 5, 30):
         along = products.diagonal(-distance)
