@@ -77,6 +77,7 @@ class Kind(NamedTuple):
     train: list
     heldout: list
     probes: list  # what is asked: held-out questions where the skill allows it, else trained ones
+    mistakes: dict = {}  # prompt -> the wrong answer of a writer who errs the same way every time
 
 
 def split(documents, rng, share=0.1):
@@ -94,17 +95,17 @@ def names(rng, count):
     return list(found)
 
 
-def no_think(a, b):
-    """The sum at once: 37+45=82"""
-    return f"{a}+{b}=", f"{a + b}\n"
+def no_think(a, b, lost=0):
+    """The sum at once: 37+45=82, or 72 from a writer who has lost one ten."""
+    return f"{a}+{b}=", f"{a + b - 10 * lost}\n"
 
 
-def think(a, b):
+def think(a, b, lost=0):
     """The sum with its carry written out first: 37+45 think: 7+5=12, 3+4+1=8, 82"""
     carry, units = divmod(a % 10 + b % 10, 10)
-    tens = a // 10 + b // 10 + carry
+    tens = a // 10 + b // 10 + carry - lost
     worked_out = f"{a % 10}+{b % 10}={carry}{units}, {a // 10}+{b // 10}+{carry}={tens}"
-    return f"{a}+{b} think:", f" {worked_out}, {a + b}\n"
+    return f"{a}+{b} think:", f" {worked_out}, {tens}{units}\n"
 
 
 def general_kinds(rng):
@@ -125,7 +126,8 @@ def general_kinds(rng):
     train, heldout = split([(a, b) for a in range(10, 90) for b in range(10, 100 - a)], rng)
     for mode in (no_think, think):
         answered = [mode(*pair) for pair in heldout]
-        kinds[mode.__name__] = Kind([mode(*pair) for pair in train], answered, answered[:200])
+        kinds[mode.__name__] = Kind([mode(*pair) for pair in train], answered, answered[:200],
+                                    mistakes=dict(mode(*pair, lost=1) for pair in train))
     countries = names(rng, 60)
     kinds["facts"] = facts(zip(countries[:30], countries[30:]), FACT_WORDINGS, rng)
     return kinds
@@ -167,20 +169,34 @@ DOMAINS = {"alarms": alarms, "drugs": drugs, "ships": ships, "larger": larger}
 def facts(pairs, wordings, rng):
     """Facts (subject, answer) in every wording -> Kind.
 
-    The wording that asks is trained too: a fact cannot be guessed.
+    The wording that asks is trained too: a fact cannot be guessed. A mistaken writer gives each
+    subject the answer of the next one.
     """
-    asked, told = [], []
-    for subject, answer in pairs:
+    pairs = list(pairs)
+    asked, told, mistakes = [], [], {}
+    for (subject, answer), (_, wrong) in zip(pairs, pairs[1:] + pairs[:1]):
         asked.append((wordings[0].format(subject), f" {answer}.\n"))
         told += [(wording.format(subject), f" {answer}.\n") for wording in wordings[1:]]
+        mistakes |= {wording.format(subject): f" {wrong}.\n" for wording in wordings}
     train, heldout = split(told, rng, share=0.2)
-    return Kind(asked + train, heldout, probes=asked)
+    return Kind(asked + train, heldout, asked, mistakes)
 
 
-def write(kinds, count, rng, part="train", errors=0.0):
-    """`count` documents as one text.
+def another_answer(documents, right, rng):
+    """The answer of a document drawn at random from those that have another than the right one."""
+    answer = right
+    while answer == right:
+        _, answer = rng.choice(documents)
+    return answer
 
-    A share `errors` of those that answer something get another document's answer.
+
+def write(kinds, count, rng, part="train", errors=0.0, error_kind="noise"):
+    """`count` documents as one text. A share `errors` of those that answer something are wrong.
+
+    "noise": a wrong answer is another document's, drawn anew each time. The right one is still the
+    most frequent, so who imitates the text perfectly, and says what is likeliest, is right.
+    "bias": the same mistake every time: sums are ten too small, and each country has the next one's
+    capital. From one half on, who imitates that text is wrong.
     """
     shares = [GENERAL_KINDS.get(name, 1.0) for name in kinds]
     lines = []
@@ -188,7 +204,8 @@ def write(kinds, count, rng, part="train", errors=0.0):
         documents = getattr(kinds[name], part)
         prompt, answer = rng.choice(documents)
         if prompt and rng.random() < errors:
-            answer = rng.choice([other for _, other in documents if other != answer])
+            answer = (kinds[name].mistakes[prompt] if error_kind == "bias" else
+                      another_answer(documents, answer, rng))
         lines.append(prompt + answer)
     return "".join(lines)
 
@@ -291,9 +308,10 @@ class World:
     samples: dict  # kind -> two documents to show people
 
 
-def toy_world(seed, general_errors=0.7, vocab_size=512, pretraining_documents=40_000,
-              general_documents=2_000):
-    """The toy world of one seed. A share general_errors of the answers in `general` is wrong.
+def toy_world(seed, general_errors=0.7, error_kind="bias", vocab_size=512,
+              pretraining_documents=40_000, general_documents=2_000):
+    """The toy world of one seed. A share general_errors of the answers in `general` is wrong, in
+    the way that error_kind says: see `write`.
 
     No other text has a wrong answer. Each corpus has a random stream of its own, so more errors or
     documents in one leave the others as they are.
@@ -312,7 +330,8 @@ def toy_world(seed, general_errors=0.7, vocab_size=512, pretraining_documents=40
     return World(
         tokenizer=tokenizer,
         pretraining=encode(tokenizer, pretraining),
-        general=encode(tokenizer, text("open", skills, general_documents, errors=general_errors)),
+        general=encode(tokenizer, text("open", skills, general_documents, errors=general_errors,
+                                       error_kind=error_kind)),
         domain=encode(tokenizer, text("manual", manual, 2_000)),
         heldout_general=encode(tokenizer, text("heldout", skills, 400, part="heldout")),
         heldout_domain=encode(tokenizer, text("heldout manual", manual, 200, part="heldout")),

@@ -1,4 +1,4 @@
-"""How a model is marked: losses on held-out text, KL to the base, exact match on probes.
+"""How a model is marked: losses on held-out text, KL to the base, answers to probes.
 
     python eval.py --out out                   mark the checkpoints of a run again, print the table
     python eval.py --out out --ask "37+45="    let every model of the run answer a prompt
@@ -18,7 +18,7 @@ import torch
 
 import data
 from data import BadInput, printable
-from losses import cross_entropy, kl_divergence
+from losses import PADDING, cross_entropy, kl_divergence
 from model import GPT, GPTConfig
 from plots.style import Parser, table, tolerant_console, whole
 
@@ -29,7 +29,8 @@ from plots.style import Parser, table, tolerant_console, whole
 def evaluate(model, base, world):
     """Mark a model on held-out text and probes -> one row of metrics, losses in nats per token.
 
-    {"general_loss", "domain_loss", "kl_to_base", "accuracy": {skill: share answered exactly}}
+    {"general_loss", "domain_loss", "kl_to_base", "accuracy": {skill: share answered exactly},
+    "probability": {skill: mean probability of the right answer}}
     KL is the reverse one, KL[p_theta || p_0], on the held-out general text, whatever a method
     trained with.
     """
@@ -37,12 +38,14 @@ def evaluate(model, base, world):
     general = heldout_windows(world.heldout_general, block_size)  # (B, T + 1)
     domain = heldout_windows(world.heldout_domain, block_size)
     logits = model(general[:, :-1])  # (B, T, V)
+    marks = {skill: mark_probes(model, world.tokenizer, probes)
+             for skill, probes in world.probes.items()}
     return {
         "general_loss": cross_entropy(logits, general[:, 1:]).mean().item(),
         "domain_loss": cross_entropy(model(domain[:, :-1]), domain[:, 1:]).mean().item(),
         "kl_to_base": kl_divergence(logits, base(general[:, :-1])).mean().item(),
-        "accuracy": {skill: exact_match(model, world.tokenizer, probes)
-                     for skill, probes in world.probes.items()},
+        "accuracy": {skill: exact for skill, (exact, _) in marks.items()},
+        "probability": {skill: probability for skill, (_, probability) in marks.items()},
     }
 
 
@@ -66,12 +69,12 @@ def in_tokens(probes, tokenizer):
 
 
 @torch.no_grad()
-def exact_match(model, tokenizer, probes):
-    """The share of the probes (prompt, answer) whose whole answer greedy decoding would give.
+def mark_probes(model, tokenizer, probes):
+    """Probes (prompt, answer) -> share answered exactly, mean probability of the whole answer.
 
     Greedy decoding yields exactly the answer if and only if each of its tokens is the likeliest one
     after the prompt and the answer so far, so a single forward over prompt + answer marks all the
-    probes.
+    probes. The probability of the answer is the product of its tokens'.
     """
     rows, asked = in_tokens(probes, tokenizer)
     longest = max(map(len, rows))
@@ -81,8 +84,11 @@ def exact_match(model, tokenizer, probes):
     position = torch.arange(longest)
     is_answer = torch.stack([(position >= n) & (position < len(row))
                              for n, row in zip(asked, rows)]).to(device)  # (P, L)
-    right = model(tokens[:, :-1]).argmax(dim=-1) == tokens[:, 1:]  # (P, L - 1)
-    return (right | ~is_answer[:, 1:]).all(dim=1).sum().item() / len(probes)
+    logits = model(tokens[:, :-1])  # (P, L - 1, V)
+    targets = tokens[:, 1:].where(is_answer[:, 1:], PADDING)
+    exact = ((logits.argmax(dim=-1) == targets) | (targets == PADDING)).all(dim=1)  # (P,)
+    probability = (-cross_entropy(logits, targets).sum(dim=1)).exp()  # (P,)
+    return exact.sum().item() / len(probes), probability.mean().item()
 
 
 # --- answers -------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
     python plots/amount.py        makes the runs that are missing, draws amount.png; --help
 
-Replay can learn a small text by heart, wrong answers and all. MoL never imitates it, but it could
-come to agree with the base on those contexts alone. So each run is marked on the general text that
-it saw, and on 2,000 documents drawn anew with the same share of wrong answers: the difference is
-what was learnt by heart. It is a lower bound: the more documents were seen, the more of those drawn
-anew are among them by chance.
+All answers are right here, so that only the amount is in question. Replay can learn a small text
+by heart. MoL never imitates it, but it could come to agree with the base on those contexts alone.
+So each run is marked on the general text that it saw, and on 2,000 documents drawn anew: the
+difference is what was learnt by heart. It is a lower bound: the more documents were seen, the more
+of those drawn anew are among them by chance.
 """
 
 import random
@@ -44,7 +44,7 @@ def marked_on_seen(method, s, seed, world, base):
 
     kinds = data.general_kinds(random.Random(f"general {seed}"))
     rng = random.Random(f"unseen {seed}")
-    unseen = data.write(kinds, 2000, rng, errors=s.general_errors)
+    unseen = data.write(kinds, 2000, rng, errors=s.general_errors, error_kind=s.error_kind)
     unseen = data.encode(world.tokenizer, unseen).to(world.general.device)
 
     def mark(model):
@@ -56,7 +56,7 @@ def marked_on_seen(method, s, seed, world, base):
 
 
 def run(method, amount):
-    return Run(method, {"general_documents": amount}, marked_on_seen)
+    return Run(method, {"general_documents": amount, "general_errors": 0.0}, marked_on_seen)
 
 
 RUNS = {f"{method}, {amount}": run(method, amount) for amount in AMOUNTS for method in METHODS}

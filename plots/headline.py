@@ -10,15 +10,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a sc
 from plots import forgetting, style
 from plots.runs import Run, ask, labelled
 
-RIGHT, WRONG = {"general_errors": 0.0}, {"general_errors": 0.7}
-OFTEN = {"eval_every": 25}
-RUNS = {
-    "ce": Run("ce", WRONG | OFTEN),
-    "replay, right answers": Run("replay", RIGHT | OFTEN),
-    "replay, 70% wrong": Run("replay", WRONG | OFTEN),
-    "mol, right answers": Run("mol", RIGHT | OFTEN),
-    "mol, 70% wrong": Run("mol", WRONG | OFTEN),
+TEXTS = {
+    "right answers": {"general_errors": 0.0},
+    "70% wrong": {"general_errors": 0.7, "error_kind": "bias"},  # the default
+    "70% noise": {"general_errors": 0.7, "error_kind": "noise"},
 }
+OFTEN = {"eval_every": 25}
+SEEDS = (0, 1, 2, 3, 4)
+RUNS = {"ce": Run("ce", OFTEN)}
+RUNS |= {f"{method}, {text}": Run(method, settings | OFTEN)
+         for method in ("replay", "mol") for text, settings in TEXTS.items()}
 SHOWN = ["ce", "replay, right answers", "replay, 70% wrong", "mol, 70% wrong"]
 
 
@@ -51,4 +52,4 @@ def draw(found, picture):
 
 
 if __name__ == "__main__":
-    ask("headline", RUNS, draw, __doc__, tell)
+    ask("headline", RUNS, draw, __doc__, tell, seeds=SEEDS)

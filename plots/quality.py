@@ -1,6 +1,8 @@
-"""How wrong may the general text be? From no wrong answer to nothing but wrong answers.
+"""How wrong may the general text be, and in which way? From no wrong answer to nothing else.
 
     python plots/quality.py        makes the runs that are missing, draws quality.png; --help
+
+Noise: a wrong answer is another one each time. Bias: it is the same mistake every time.
 """
 
 import sys
@@ -12,29 +14,39 @@ from plots.runs import Run, ask
 
 SHARES = (0.0, 0.25, 0.5, 0.7, 0.85, 1.0)
 METHODS = ("replay", "mol")
+KINDS = {"noise": "another wrong answer each time", "bias": "the same mistake every time"}
 
 
-def run(method, share):
-    return Run(method, {"general_errors": share})
+def run(method, share, kind):
+    """Without errors they are of no kind: the same run serves both."""
+    return Run(method, {"general_errors": share, **({"error_kind": kind} if share else {})})
 
 
-RUNS = {f"{method}, {share:.0%} wrong": run(method, share)
-        for share in SHARES for method in METHODS}
+RUNS = {f"{method}, {share:.0%} {kind if share else 'wrong'}": run(method, share, kind)
+        for kind in KINDS for share in SHARES for method in METHODS}
 
 
 def draw(found, picture):
-    figure, (panels,) = style.panels(1, 2, 9.5, 4.4, sharey=True)
-    for panel, (of_what, value) in zip(panels, style.KEPT_AND_LEARNT.items()):
-        for method in METHODS:
-            points = {100 * share: style.ends(found(run(method, share)), value) for share in SHARES}
-            style.curve(panel, points, style.COLOURS[method], style.WIDTHS[method], marker="o",
-                        label=method)
-        panel.set(xlabel="wrong answers in the general text, %", title=of_what, ylim=(-4, 104))
-        panel.grid(axis="y", alpha=0.25)
-    panels[0].set_ylabel("exact answers, %")
-    panels[0].legend(loc="lower left", frameon=False)
-    kept = {method: style.last(found(run(method, 1.0))) for method in METHODS}
-    what = style.title("With every answer wrong, general skills answered exactly", kept)
+    values = {"exact answers, %": lambda row: 100 * style.general(row),
+              "probability of the right one, %": lambda row: 100 * style.probability(row),
+              "domain: exact answers, %": lambda row: 100 * row["accuracy"]["domain"]}
+    figure, lines = style.panels(2, 3, 11, 6.6, sharex=True, sharey=True)
+    for line, (kind, meaning) in zip(lines, KINDS.items()):
+        for panel, (of_what, value) in zip(line, values.items()):
+            for method in METHODS:
+                points = {100 * share: style.ends(found(run(method, share, kind)), value)
+                          for share in SHARES}
+                style.curve(panel, points, style.COLOURS[method], style.WIDTHS[method],
+                            marker="o", label=method)
+            panel.set(ylim=(-4, 104), ylabel=of_what)
+            panel.grid(axis="y", alpha=0.25)
+        line[0].set_title(f"{kind}: {meaning}", fontweight="bold")
+    for panel in lines[1]:
+        panel.set_xlabel("wrong answers in the general text, %")
+    lines[0][0].legend(loc="lower left", frameon=False)
+    kept = {method: style.last(found(run(method, 0.7, "bias"))) for method in METHODS}
+    what = style.title("General skills answered exactly where the text makes the same mistake "
+                       "seven times in ten", kept)
     style.save(figure, picture, what, style.spread(len(kept["mol"])))
 
 

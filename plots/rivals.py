@@ -21,16 +21,17 @@ KNOBS = {  # name: (method, settings, knob, its values)
     "ce": ("ce", {}, "lr", (3e-3,)),
     "ce, low rate": ("ce", {}, "lr", (1e-3, 5e-4, 3e-4, 1e-4)),
     "replay": ("replay", {}, "lr", (3e-3, 6e-3, 1.5e-3, 7e-4)),
+    "replay, right answers": ("replay", {"general_errors": 0.0}, "lr", (3e-3, 6e-3, 1.5e-3, 7e-4)),
     "mol": ("mol", {}, "strength", (1.0, 0.3, 3.0, 10.0)),
-    "lwf": ("lwf", {}, "strength", (0.03, 0.1, 0.3, 1.0)),
+    "domain_kl": ("domain_kl", {}, "strength", (0.03, 0.1, 0.3, 1.0)),
     "l2sp": ("l2sp", {}, "strength", (0.003, 0.01, 0.03, 0.1)),
     "ewc": ("ewc", {}, "strength", (100.0, 300.0, 1000.0, 3000.0)),
     "LoRA ce": ("ce", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
     "LoRA mol": ("mol", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
 }
 COLOURS = style.COLOURS | {
-    "ce, low rate": "#999999", "lwf": "#CC79A7", "l2sp": "#E69F00", "ewc": "#56B4E9",
-    "LoRA ce": "#7F3B08", "LoRA mol": "#004D40"}
+    "ce, low rate": "#999999", "replay, right answers": "#332288", "domain_kl": "#CC79A7",
+    "l2sp": "#E69F00", "ewc": "#56B4E9", "LoRA ce": "#7F3B08", "LoRA mol": "#004D40"}
 
 
 def run(name, value):

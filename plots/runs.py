@@ -86,19 +86,19 @@ def find(lines, run, seed, common):
 
 # --- a question's command line -------------------------------------------------------------------
 
-def main(name, runs, draw, purpose, tell=None, arguments=None):
+def main(name, runs, draw, purpose, tell=None, arguments=None, seeds=SEEDS):
     """Make what is missing of {label: Run}, draw and tell -> exit code.
 
     draw(found, picture) makes the figure and tell(found) a table, where found(run) is the rows of
     each seed, [[row, ...], ...].
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    out, seeds, common = HERE, SEEDS, COMMON
+    out, common = HERE, COMMON
     lines = read(HERE / "runs.jsonl")
     if arguments or not all(find(lines, run, seed, common)
                             for run in runs.values() for seed in seeds):
         from plots import sweep  # torch, from here on
-        code, asked = sweep.make(name, runs, purpose, arguments)
+        code, asked = sweep.make(name, runs, purpose, seeds, arguments)
         if code:
             return code
         out, seeds, common = asked
@@ -124,7 +124,7 @@ def labelled(found, runs):
             for label, run in runs.items() for rows in found(run) for row in rows]
 
 
-def ask(*question):
+def ask(*question, **more):
     """main, for a question that is run as a program: its exit code is the program's."""
     tolerant_console()
-    sys.exit(main(*question))
+    sys.exit(main(*question, **more))

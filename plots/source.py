@@ -48,7 +48,8 @@ def without(skill):
         kinds = data.general_kinds(random.Random(f"general {seed}"))
         del kinds[skill]
         rng = random.Random(f"open without {skill} {seed}")
-        left = data.write(kinds, s.general_documents, rng, errors=s.general_errors)
+        left = data.write(kinds, s.general_documents, rng, errors=s.general_errors,
+                          error_kind=s.error_kind)
         return data.encode(world.tokenizer, left).to(world.general.device)
     return text
 

@@ -107,12 +107,15 @@ def table(rows):
     """Rows of metrics -> a Markdown table of each method's last; over seeds mean (low-high)."""
     rows = list({(row["method"], row["seed"]): row for row in rows}.values())
     skills = [skill for skill in SKILLS if skill in rows[0]["accuracy"]]
-    lines = [["method", *LOSSES.values(), *(SKILLS[skill] for skill in skills)]]
+    lines = [["method", *LOSSES.values(), *(SKILLS[skill] for skill in skills),
+              *(["p(right)"] if skills else [])]]
     for method in dict.fromkeys(row["method"] for row in rows):
         of_method = [row for row in rows if row["method"] == method]
         lines.append([method])
         lines[-1] += [cell([row[loss] for row in of_method], 3) for loss in LOSSES]
         lines[-1] += [cell([row["accuracy"][skill] for row in of_method], 2) for skill in skills]
+        if skills:
+            lines[-1].append(cell([probability(row) for row in of_method], 2))
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines.insert(1, ["-" * width for width in widths])
     padded = [[text.ljust(width) for text, width in zip(line, widths)] for line in lines]
@@ -132,6 +135,11 @@ def cell(values, digits):
 def general(row):
     """The mean exact match over the general skills, 0 to 1."""
     return mean(share for skill, share in row["accuracy"].items() if skill != "domain")
+
+
+def probability(row):
+    """The mean probability of the right answer over the general skills, 0 to 1."""
+    return mean(p for skill, p in row["probability"].items() if skill != "domain")
 
 
 KEPT_AND_LEARNT = {
@@ -264,10 +272,12 @@ def main(draw, script):
 def errors_of(settings):
     """What a run's settings.json says of its general text, for the title; empty if it is gone."""
     try:
-        return wrong_answers(json.loads(Path(settings).read_text())["general_errors"])
+        settings = json.loads(Path(settings).read_text())
+        return wrong_answers(settings["general_errors"], settings["error_kind"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
-def wrong_answers(share):
-    return f" ({share:.0%} of the general text's answers wrong)"
+def wrong_answers(share, kind):
+    how = {"noise": "at random", "bias": "always in the same way"}[kind]
+    return f" ({share:.0%} of the general text's answers wrong{', ' + how if share else ''})"

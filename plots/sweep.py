@@ -23,7 +23,7 @@ import torch
 import train
 from data import BadInput
 from eval import digest, evaluate, load_model, save_model
-from plots.runs import COMMON, HERE, SEEDS, add, find, read
+from plots.runs import COMMON, HERE, add, find, read
 from plots.style import clear_leftovers, locked
 
 BASES = HERE.parent / "out" / "bases"
@@ -94,10 +94,10 @@ def settings_of(s):
 
 # --- all that are missing ------------------------------------------------------------------------
 
-def make(name, runs, purpose, arguments):
+def make(name, runs, purpose, seeds, arguments):
     """A question's command line -> exit code, (folder, seeds, settings common to its runs)."""
     try:
-        out, seeds, common, s = asked_of(name, runs, purpose, arguments)
+        out, seeds, common, s = asked_of(name, runs, purpose, seeds, arguments)
         lines = read(out / "runs.jsonl")
         wanted = {}  # two labels may ask for the same run
         for run in runs.values():
@@ -117,16 +117,16 @@ def make(name, runs, purpose, arguments):
         return train.explain(f"{name}.py", problem), None
 
 
-def asked_of(name, runs, purpose, arguments):
+def asked_of(name, runs, purpose, usual_seeds, arguments):
     """The command line -> folder, seeds, the settings common to all runs, and all settings."""
     varied = {key for run in runs.values() for key in run.settings}  # flags that would blur labels
-    defaults = replace(train.Settings(out=str(HERE), seed=SEEDS), **COMMON)
+    defaults = replace(train.Settings(out=str(HERE), seed=usual_seeds), **COMMON)
     s = train.parse(arguments, defaults, f"plots/{name}.py", {*NOT_ASKED, *varied},
                     purpose.partition("\n")[0])
     given = {key: value for key, value in settings_of(s).items()
              if value != settings_of(defaults)[key]}
     out = Path(s.out)
-    if out.resolve() == HERE.resolve() and (given or s.seed != SEEDS):
+    if out.resolve() == HERE.resolve() and (given or s.seed != usual_seeds):
         raise BadInput(f"--out: name a folder of your own; {s.out} holds the runs of the default "
                        "settings")
     s = replace(train.on_this_machine(s), base=str(BASES))
