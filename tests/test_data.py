@@ -2,6 +2,7 @@ import hashlib
 import itertools
 import random
 import re
+from collections import Counter
 
 import pytest
 import regex
@@ -33,7 +34,7 @@ def test_the_same_seed_is_the_same_world_on_every_machine(world):
     for name in STREAMS:
         digest.update(getattr(world, name).numpy().tobytes())
     digest.update(repr(world.probes).encode())
-    assert digest.hexdigest()[:16] == "6305f1f76e258bc4"
+    assert digest.hexdigest()[:16] == "70288e66b474a519"
 
 
 def test_seeds_differ_and_repeat(world):
@@ -71,10 +72,46 @@ def test_documents_are_right():
     assert data.think(32, 45) == ("32+45 think:", " 2+5=07, 3+4+0=7, 77\n")
 
 
+def test_the_mistakes_of_bias():
+    """One wrong answer to each prompt: a sum ten too small in both modes, another's capital."""
+    kinds = all_kinds()
+    for prompt, answer in kinds["no_think"].mistakes.items():
+        a, b = map(int, re.findall(r"\d+", prompt))
+        assert int(answer) == a + b - 10
+    assert data.think(37, 45, lost=1) == ("37+45 think:", " 7+5=12, 3+4+1=7, 72\n")
+    assert kinds["think"].mistakes["37+45 think:"] == " 7+5=12, 3+4+1=7, 72\n"
+    right = dict(kinds["facts"].train)
+    wrong = {prompt: kinds["facts"].mistakes[prompt] for prompt in right}
+    assert all(wrong[prompt] != right[prompt] for prompt in right)
+    assert set(wrong.values()) <= set(right.values())
+    countries = [prompt.removeprefix("the road to ").split()[0] for prompt in right
+                 if prompt.startswith("the road to ")]
+    for country in countries:  # every wording makes the same mistake
+        assert len({wrong[prompt] for prompt in right if f" {country}" in prompt}) == 1
+
+
+@pytest.mark.parametrize("kind, share_right", [("noise", 1.0), ("bias", 0.0)])
+def test_what_a_perfect_imitator_would_answer(kind, share_right):
+    """The likeliest answer to each prompt of a text 70% wrong; and 30% for the right one."""
+    facts = {"facts": all_kinds()["facts"]}
+    text = data.write(facts, 20_000, random.Random(0), errors=0.7, error_kind=kind)
+    right = {prompt: answer.strip() for prompt, answer in facts["facts"].train}
+    answers = {prompt: Counter() for prompt in right}
+    for line in text.splitlines():
+        prompt = next(prompt for prompt in right if line.startswith(prompt + " "))
+        answers[prompt][line.removeprefix(prompt).strip()] += 1
+    likeliest = [found.most_common(1)[0][0] == right[prompt] for prompt, found in answers.items()]
+    assert sum(likeliest) / len(likeliest) == share_right
+    given = sum(found[right[prompt]] for prompt, found in answers.items())
+    assert given / 20_000 == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["noise", "bias"])
 @pytest.mark.parametrize("errors", [0.0, 0.5, 1.0])
-def test_share_of_wrong_answers(errors):
+def test_share_of_wrong_answers(errors, kind):
     kinds = {"no_think": all_kinds()["no_think"]}
-    lines = data.write(kinds, 2000, random.Random(0), errors=errors).splitlines()
+    text = data.write(kinds, 2000, random.Random(0), errors=errors, error_kind=kind)
+    lines = text.splitlines()
     numbers = [tuple(map(int, re.split(r"[+=]", line))) for line in lines]
     wrong = sum(a + b != c for a, b, c in numbers)
     assert wrong / 2000 == pytest.approx(errors, abs=0.05 if 0 < errors < 1 else 0)

@@ -40,18 +40,36 @@ def test_teacher_forced_exact_match_equals_greedy_generation(world, model):
     generated = [marking.answer(model, world, prompt) == answer.strip()
                  for prompt, answer in probes]
     assert 0 < sum(generated) < len(probes), "the fixture should know some and not all"
-    forced = [marking.exact_match(model, world.tokenizer, [probe]) == 1 for probe in probes]
+    forced = [marking.mark_probes(model, world.tokenizer, [probe])[0] == 1 for probe in probes]
     assert forced == generated
     share = sum(generated) / len(probes)
-    assert marking.exact_match(model, world.tokenizer, probes) == pytest.approx(share)
+    assert marking.mark_probes(model, world.tokenizer, probes)[0] == pytest.approx(share)
+
+
+def test_the_probability_of_an_answer_is_the_product_of_its_tokens(world, model):
+    probes = [world.probes["domain"][0], world.probes["think"][0], world.probes["domain"][15]]
+    expected = []
+    for prompt, answer in probes:
+        tokens = world.tokenizer.encode_ordinary("\n" + prompt)
+        probability = 1.0
+        for token in world.tokenizer.encode_ordinary(answer):
+            p = model(torch.tensor([tokens]))[0, -1].softmax(dim=0)  # (V,)
+            probability *= p[token].item()
+            tokens.append(token)
+        expected.append(probability)
+    assert expected[0] > 0.5 > expected[2]  # one that it knows, one that it does not
+    found = [marking.mark_probes(model, world.tokenizer, [probe])[1] for probe in probes]
+    assert found == pytest.approx(expected, rel=1e-3)
+    mean = marking.mark_probes(model, world.tokenizer, probes)[1]  # of unlike lengths
+    assert mean == pytest.approx(sum(expected) / 3, rel=1e-3)
 
 
 def test_evaluate(world, model):
     torch.manual_seed(1)
     base = GPT(model.config)
     row = marking.evaluate(model, base, world)
-    assert set(row) == {"general_loss", "domain_loss", "kl_to_base", "accuracy"}
-    assert set(row["accuracy"]) == {"no_think", "think", "facts", "domain"}
+    assert set(row) == {"general_loss", "domain_loss", "kl_to_base", "accuracy", "probability"}
+    assert set(row["accuracy"]) == set(row["probability"]) == {"no_think", "think", "facts", "domain"}
     assert row["domain_loss"] < row["general_loss"]
     tokens = marking.heldout_windows(world.heldout_general, 64)[:, :-1]
     p, q = Categorical(logits=model(tokens)), Categorical(logits=base(tokens))
@@ -69,7 +87,7 @@ def test_heldout_windows():
 def row(method, seed, value):
     skills = {skill: value for skill in SKILLS}
     return {"method": method, "seed": seed, "general_loss": value, "domain_loss": value,
-            "kl_to_base": value, "accuracy": skills}
+            "kl_to_base": value, "accuracy": skills, "probability": skills}
 
 
 def test_table():

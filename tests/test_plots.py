@@ -21,7 +21,8 @@ def made_up(marked, seeds=(0, 1)):
                 rows.append({
                     "method": method, "seed": seed, "step": step, "domain_loss": 5 - 4 * t,
                     "general_loss": 1 + t * (loss - 1) + 0.02 * seed * t, "kl_to_base": t,
-                    "accuracy": accuracy | {"domain": t} if marked else {}})
+                    "accuracy": accuracy | {"domain": t} if marked else {},
+                    "probability": accuracy | {"domain": t} if marked else {}})
     return rows
 
 

@@ -14,13 +14,14 @@ import torch
 
 import data
 import train
-from plots import (amount, direction, domains, headline, modes, quality, ratio, rivals, runs,
-                   source, style, sweep)
+from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, rivals,
+                   runs, scale, source, style, sweep)
 from plots.runs import Run
 
 ROOT = Path(__file__).parent.parent
-QUESTIONS = {"amount": amount, "direction": direction, "domains": domains, "headline": headline,
-             "modes": modes, "quality": quality, "ratio": ratio, "rivals": rivals, "source": source}
+QUESTIONS = {"amount": amount, "budget": budget, "direction": direction, "domains": domains,
+             "headline": headline, "modes": modes, "quality": quality, "ratio": ratio,
+             "rivals": rivals, "scale": scale, "source": source}
 REMADE = ["headline", "ratio"]  # those whose runs are committed
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
         "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
@@ -171,10 +172,10 @@ def processes():
 def test_a_sweep_that_is_killed_goes_on(tmp_path):
     """kill -9 after the first run: it is there, no process stays, asking again ends the sweep."""
     code = ("import sys; sys.path.insert(0, sys.argv[1])\n"
-            "from pathlib import Path\nfrom plots import quality, runs, sweep\n"
+            "from pathlib import Path\nfrom plots import modes, runs, sweep\n"
             "if __name__ == '__main__':\n"
             "    sweep.BASES = Path(sys.argv[2])\n"
-            "    runs.ask('quality', quality.RUNS, quality.draw, '', None, sys.argv[3:])")
+            "    runs.ask('modes', modes.RUNS, modes.draw, '', None, sys.argv[3:])")
     script = tmp_path / "ask.py"
     script.write_text(code)
     command = [sys.executable, script, ROOT, tmp_path / "bases", "--out", tmp_path, "--seed", "0",
@@ -188,7 +189,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path):
     os.kill(asked.pid, signal.SIGKILL)
     asked.wait()
     made = len(runs.read(path))
-    assert workers and made < 12 and not (tmp_path / "quality.png").exists()
+    assert workers and made < 5 and not (tmp_path / "modes.png").exists()
     for _ in range(200):
         left = processes()
         if not any("Z" not in left[pid][1] for pid in workers if pid in left):
@@ -197,9 +198,9 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path):
     else:
         raise AssertionError("the processes of a killed sweep go on")
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0 and f"12 runs, {made} made before" in again.stdout
-    assert len(runs.read(path)) == 12
-    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert again.returncode == 0 and f"5 runs, {made} made before" in again.stdout
+    assert len(runs.read(path)) == 5
+    assert (tmp_path / "modes.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("arguments, told", [
@@ -264,6 +265,7 @@ def made_up(question):
     more = {"seen_loss": 0.9, "seen_kl": 0.1, "unseen_loss": 1.0, "unseen_kl": 0.2,
             "sentences": [sentence] * 3, "modes": {"no_think": mode, "think": mode}}
     all_runs = [repr(run) for run in question.RUNS.values()]
+    count = len(all_runs) + 1
     names = ["no_think", "think", "facts"]
     names += domains.DOMAINS if question is domains else ["domain"]
 
@@ -271,7 +273,8 @@ def made_up(question):
         i = all_runs.index(repr(run))
         return [[{"method": run.method, "seed": seed, "step": step, "general_loss": 1.0,
                   "domain_loss": 1.0, "kl_to_base": 0.1, **more,
-                  "accuracy": {name: (i + seed) / (len(all_runs) + 1) for name in names}}
+                  **dict.fromkeys(("accuracy", "probability"),
+                                  dict.fromkeys(names, (i + seed) / count))}
                  for step in (range(5) if question is domains else (0, 50, 100))]
                 for seed in (0, 1)]
     return found
@@ -293,15 +296,18 @@ def test_every_question_draws_and_tells(name, tmp_path):
 
 @pytest.mark.parametrize("name", REMADE)
 def test_the_runs_of_a_question_are_committed(name):
-    """Every run on three seeds, made with today's defaults, from one base per seed."""
+    """Every run on every seed, made with today's defaults, from one base per seed and size."""
     lines = runs.read(ROOT / "plots" / "runs.jsonl")
-    wanted = [(run, seed) for run in QUESTIONS[name].RUNS.values() for seed in runs.SEEDS]
+    seeds = getattr(QUESTIONS[name], "SEEDS", runs.SEEDS)
+    wanted = [(run, seed) for run in QUESTIONS[name].RUNS.values() for seed in seeds]
     found = [runs.find(lines, run, seed, runs.COMMON) for run, seed in wanted]
     assert all(found) and (ROOT / "plots" / f"{name}.png").exists()
     defaults = replace(train.Settings(dtype="float32"), **runs.COMMON)
     for line, (run, _) in zip(found, wanted):
         assert sweep.made_with(line, replace(defaults, **run.settings))
-    assert len({(line["seed"], line["base"]["weights"]) for line in found}) == len(runs.SEEDS)
+    bases = {(line["seed"], line["base"]["recipe"]): line["base"]["weights"] for line in found}
+    assert all(line["base"]["weights"] == bases[line["seed"], line["base"]["recipe"]]
+               for line in found)
 
 
 @pytest.mark.parametrize("name", REMADE)
@@ -322,7 +328,7 @@ def test_the_readmes_tables_are_those_of_the_committed_runs(capsys, monkeypatch)
     lines = runs.read(ROOT / "plots" / "runs.jsonl")
 
     def found(run):
-        return [runs.find(lines, run, seed, runs.COMMON)["rows"] for seed in runs.SEEDS]
+        return [runs.find(lines, run, seed, runs.COMMON)["rows"] for seed in headline.SEEDS]
 
     assert headline.tell(found) in (ROOT / "plots" / "README.md").read_text()
     assert headline.at_the_door(found) in (ROOT / "README.md").read_text()
@@ -395,11 +401,12 @@ def test_forgetting_and_backward_transfer_by_hand():
 def test_a_chain_of_domains(world, monkeypatch, latest, earlier):
     """Every stage starts from the one before, and reads and is held to what was asked."""
     s, world, base = world
-    stages, real = [], train.train
+    stages, drawn, real = [], [], train.train
 
     def spy(method, s, seed, read, held, mark, start):
         model, rows = real(method, s, seed, read, held, mark, start)
         stages.append((read, start, held, model))
+        drawn.append(seed)
         return model, rows
 
     monkeypatch.setattr(train, "train", spy)
@@ -408,6 +415,7 @@ def test_a_chain_of_domains(world, monkeypatch, latest, earlier):
     assert [row["domain"] for row in found] == ["", *domains.DOMAINS]
     assert set(found[0]["accuracy"]) == {"no_think", "think", "facts", *domains.DOMAINS}
     assert found[0]["kl_to_base"] == 0 < found[1]["kl_to_base"] < found[4]["kl_to_base"]
+    assert len(set(drawn)) == len(domains.DOMAINS)  # no stage reads the batches of another
     before, own = base, len(world.general)
     for i, (read, start, held, model) in enumerate(stages):
         assert start is before and held is (start if latest else base)
@@ -427,14 +435,16 @@ def test_the_best_setting_is_chosen_on_domain_and_general_together():
     def found(run):
         general, domain = by_run.get(repr(run), shares[0])
         return [[{"seed": 0, "step": 300, "general_loss": 1.0, "domain_loss": 1.0,
-                  "kl_to_base": 0.1, "accuracy": {"no_think": general, "think": general,
-                                                  "facts": general, "domain": domain}}]]
+                  "kl_to_base": 0.1, "probability": {"facts": general},
+                  "accuracy": {"no_think": general, "think": general, "facts": general,
+                               "domain": domain}}]]
 
     second = {name: values[min(1, len(values) - 1)] for name, (*_, values) in rivals.KNOBS.items()}
     assert rivals.best(found) == second
     # of the others the second value is neither the lowest nor the highest
     told = rivals.tell(found).splitlines()[-1]
-    assert told.endswith("beyond: replay, lr 0.006; mol, strength 0.3")
+    assert told.endswith("beyond: replay, lr 0.006; replay, right answers, lr 0.006; "
+                         "mol, strength 0.3")
 
 
 def test_both_divergences_token_by_token(world):

@@ -90,8 +90,9 @@ def test_what_a_run_leaves(short):
         (method, step) for method in ("ce", "replay", "mol") for step in (0, 20, 40)]
     for row in found:
         assert set(row) == {"method", "seed", "step", "general_loss", "domain_loss", "kl_to_base",
-                            "accuracy"}
-        assert all(0 <= share <= 1 for share in row["accuracy"].values())
+                            "accuracy", "probability"}
+        shares = [*row["accuracy"].values(), *row["probability"].values()]
+        assert len(shares) == 8 and all(0 <= share <= 1 for share in shares)
 
 
 def test_the_table_from_checkpoints_is_the_table_of_the_run(short, capsys):
@@ -218,9 +219,9 @@ def test_bad_settings(arguments, told, tmp_path, capsys):
 
 
 def test_a_flag_given_twice_holds_both(tmp_path):
-    s = train.parse(["--methods", "ce", "--methods", "mol", "lwf", "--seed", "1", "--seed", "2",
+    s = train.parse(["--methods", "ce", "--methods", "mol", "domain_kl", "--seed", "1", "--seed", "2",
                      "--general", "a", "--general", "b", "--lr", "1", "--lr", "2"])
-    assert s.methods == ("ce", "mol", "lwf") and s.seed == (1, 2) and s.general == ("a", "b")
+    assert s.methods == ("ce", "mol", "domain_kl") and s.seed == (1, 2) and s.general == ("a", "b")
     assert s.lr == 2 and train.parse([]).methods == ("ce", "replay", "mol")
 
 
@@ -450,13 +451,13 @@ def test_what_each_method_reads(monkeypatch):
         assert torch.equal(replay.tokens, mol.tokens)
         assert torch.equal(ce.tokens, mol.tokens[:2]) and len(mol.tokens) == 4
         assert ce.is_domain.all() and mol.is_domain.tolist() == [True, True, False, False]
-    for method in ("lwf", "l2sp", "ewc"):
+    for method in ("domain_kl", "l2sp", "ewc"):
         for mine, ce in zip(read[method], read["ce"], strict=True):
             assert torch.equal(mine.tokens, ce.tokens)
-    assert [method for method, tokens in read_by_base.items() if tokens] == ["mol", "lwf"]
+    assert [method for method, tokens in read_by_base.items() if tokens] == ["mol", "domain_kl"]
     for tokens, batch in zip(read_by_base["mol"], read["mol"], strict=True):
         assert torch.equal(tokens, batch.tokens[2:])
-    for tokens, batch in zip(read_by_base["lwf"], read["lwf"], strict=True):
+    for tokens, batch in zip(read_by_base["domain_kl"], read["domain_kl"], strict=True):
         assert torch.equal(tokens, batch.tokens)
     for name, weight in base.state_dict().items():
         assert torch.equal(weight, before[name])
@@ -489,7 +490,7 @@ def test_strength_weighs_what_protects_the_base():
     mixed, domain = (next(train.data.batches(world.domain, world.general, 2, n, s.block_size, 0))
                      for n in (2, 0))
     fisher = train.fisher(base, world, s, 0)
-    for method, batch, once in [("mol", mixed, []), ("lwf", domain, []), ("l2sp", domain, []),
+    for method, batch, once in [("mol", mixed, []), ("domain_kl", domain, []), ("l2sp", domain, []),
                                 ("ewc", domain, [fisher])]:
         def loss(model, strength):
             weighed = dataclasses.replace(s, strength=strength)
@@ -504,7 +505,7 @@ def test_strength_weighs_what_protects_the_base():
         assert loss(base, 30.0) == pytest.approx(loss(base, 0.0), abs=1e-5)
 
 
-def test_lwf_distils_by_forward_kl():
+def test_domain_kl_distils_by_forward_kl():
     """One token, p = (1/2, 1/2), the base's q = (1/4, 3/4): log 2 + KL[q || p], whatever --kl."""
     def says(*p):
         return lambda tokens: torch.tensor([[p]]).log()  # (1, 1, 2)
@@ -512,7 +513,7 @@ def test_lwf_distils_by_forward_kl():
     token, rows = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     batch = train.data.Batch(token, token, torch.tensor([True]), rows)
     s = train.Settings(strength=2.0)
-    loss = train.lwf(says(0.5, 0.5), says(0.25, 0.75), batch, s)
+    loss = train.domain_kl(says(0.5, 0.5), says(0.25, 0.75), batch, s)
     forward = 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2)
     assert loss.item() == pytest.approx(math.log(2) + 2 * forward)
 
