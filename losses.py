@@ -1,5 +1,4 @@
 """The losses, and nothing around them: cross-entropy, KL divergence, MoL, which mixes the two.
-At the end stand the terms of its rivals.
 
 MoL (arXiv 2505.12043) continues the training of a base model p_0 on a domain without forgetting the
 rest. Each *sequence* s carries a flag, and the flag picks its loss:
@@ -11,17 +10,15 @@ The batch's loss is the mean over its sequences. Domain text says what to learn.
 supplies the contexts in which to stay as you were: its tokens are read but never imitated, the
 targets are the base's own.
 
-Tensors in, tensors out (except the Fisher, which asks the model itself), so this file drops into
-any trainer. B sequences, T positions, V vocabulary. Logits of any float type are computed with in
-float32 at least. Targets of -100 mark padding, which counts nowhere, whatever logits stand there:
-not in a loss and not in a gradient. A sequence of padding alone counts as 0, and so does an empty
-batch.
+Tensors in, tensors out, so this file drops into any trainer. B sequences, T positions, V
+vocabulary. Logits of any float type are computed with in float32 at least. Targets of -100 mark
+padding, which counts nowhere, whatever logits stand there: not in a loss and not in a gradient. A
+sequence of padding alone counts as 0, and so does an empty batch.
 """
-
-import copy
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 PADDING = -100  # PyTorch's and Hugging Face's mark for a target that is no token
 
@@ -32,7 +29,7 @@ def log_probs(logits):
 
 
 def without_padding(logits, targets):
-    """Logits (B, T, V) with zeros where the target is padding, whatever stood there, nan too."""
+    """Logits or hidden states (B, T, ...), zero where the target is padding, were they nan."""
     is_padding = (targets == PADDING).unsqueeze(-1)  # (B, T, 1)
     return logits.masked_fill(is_padding, 0.0) if is_padding.any() else logits  # a copy if need be
 
@@ -64,7 +61,7 @@ def kl_divergence(logits, base_logits, direction="reverse"):
     p = log_p.exp()
     # Where p is 0 the ratio may be inf - inf; it is replaced before the product, or 0 * nan would
     # be nan.
-    log_ratio = torch.where(p > 0, log_p - log_q, 0.0)
+    log_ratio = (log_p - log_q).masked_fill_(p == 0, 0.0)
     return (p * log_ratio).sum(dim=-1)
 
 
@@ -94,9 +91,7 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
             base_logits = base(tokens[~is_domain])
         loss, ce, kl = mixture_of_losses(model(tokens), targets, is_domain, base_logits)
     """
-    is_domain = is_domain.bool()  # a data collator may hand over 0 and 1
-    domain = is_domain.nonzero().squeeze(1)  # (B - G,), row numbers
-    general = (~is_domain).nonzero().squeeze(1)  # (G,)
+    domain, general = rows_of(is_domain)
     if base_logits is None:
         base_logits = logits[:0]  # no rows: right only if there are no general ones
     expected = (len(general), *logits.shape[1:])
@@ -107,9 +102,20 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     ce = cross_entropy(logits[domain], targets[domain])  # (B - G, T)
     kl = kl_divergence(without_padding(logits[general], targets[general]),
                        without_padding(base_logits, targets[general]), direction)  # (G, T)
-    count = max(len(logits), 1)  # the mean is over the rows of both kinds
-    ce = per_sequence(ce, targets[domain]).sum() / count
-    kl = per_sequence(kl, targets[general]).sum() / count
+    return mixed(ce, kl, targets[domain], targets[general], strength)
+
+
+def rows_of(is_domain):
+    """The flag (B,) -> the numbers of the domain rows (B - G,) and of the general ones (G,)."""
+    is_domain = is_domain.bool()  # a data collator may hand over 0 and 1
+    return is_domain.nonzero().squeeze(1), (~is_domain).nonzero().squeeze(1)
+
+
+def mixed(ce, kl, domain_targets, general_targets, strength):
+    """Nats per token of the rows of each kind -> loss, CE part, KL part, scalars."""
+    count = max(len(ce) + len(kl), 1)  # the mean is over the rows of both kinds
+    ce = per_sequence(ce, domain_targets).sum() / count
+    kl = per_sequence(kl, general_targets).sum() / count
     return ce + strength * kl, ce, kl
 
 
@@ -122,37 +128,49 @@ def mean_cross_entropy(logits, targets):
     return per_sequence(cross_entropy(logits, targets), targets).sum() / max(len(logits), 1)
 
 
-# --- rivals: they hold the weights instead of what the model says --------------------------------
+# --- the same loss where logits do not fit in memory ---------------------------------------------
 
-def weight_distance(weights, base_weights, importance=None):
-    """Half the squared distance from the base's weights, each weighted by its importance -> scalar.
+def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base_head=None,
+                        direction="reverse", strength=1.0, chunk=256):
+    """mixture_of_losses from the last hidden states -> the same three scalars.
 
-    With importance 1, L2-SP (arXiv 1802.01483, eq. 2 without the new head); with the diagonal
-    Fisher, EWC (arXiv 1612.00796, eq. 3). The arguments are iterables of tensors in the same order;
-    no gradient reaches the last two.
+    hidden       (B, T, C)  the model's, what its head would turn into logits
+    head         (V, C)     the weight of the head; logits = hidden @ head.T
+    base_hidden  (G, T, C') the base's, for the G general rows alone; None if G is 0
+    base_head    (V, C')    the weight of the base's head
+    chunk                   tokens whose logits exist at a time
+
+    With a vocabulary of 150,000 the logits of 4,096 tokens take 2.5 GB in float32, and the plain
+    loss holds about five such tensors. Here a few tokens' logits are made, turned into nats and
+    dropped; the backward pass makes them again (torch.utils.checkpoint). Raises ValueError if the
+    shapes do not fit.
     """
-    weights, base_weights = list(weights), [w.detach() for w in base_weights]
-    importance = [1.0] * len(weights) if importance is None else importance
-    terms = zip(importance, weights, base_weights, strict=True)
-    return sum((f * (w - w0) ** 2).sum() for f, w, w0 in terms) / 2
+    domain, general = rows_of(is_domain)
+    if base_hidden is None:
+        base_hidden, base_head = hidden[:0], head  # no rows, as in mixture_of_losses
+    if base_hidden.shape[:2] != (len(general), hidden.shape[1]) or len(base_head) != len(head):
+        raise ValueError(f"base_hidden {tuple(base_hidden.shape)} and base_head "
+                         f"{tuple(base_head.shape)} do not fit {len(general)} general rows of "
+                         f"{hidden.shape[1]} tokens and a vocabulary of {len(head)}")
+
+    def ce_of(hidden, targets):  # (N, C), (N,)
+        return cross_entropy((hidden @ head.T)[None], targets[None])[0]  # (N,)
+
+    def kl_of(hidden, base_hidden):  # (N, C), (N, C')
+        return kl_divergence(hidden @ head.T, base_hidden @ base_head.T, direction)  # (N,)
+
+    domain_targets, general_targets = targets[domain], targets[general]
+    ce = in_chunks(ce_of, chunk, without_padding(hidden[domain], domain_targets), domain_targets)
+    kl = in_chunks(kl_of, chunk, without_padding(hidden[general], general_targets),
+                   without_padding(base_hidden, general_targets))
+    return mixed(ce, kl, domain_targets, general_targets, strength)
 
 
-def diagonal_fisher(model, tokens, generator=None):
-    """How much predictions on these tokens (B, T) depend on each weight -> a tensor per parameter.
+def in_chunks(nats_of, chunk, *rows):
+    """nats_of, `chunk` tokens at a time: tensors (B, T, ...) -> nats per token (B, T).
 
-    F_i = E[ (d log p(y | s) / d theta_i)^2 ] per token, with y drawn from the model itself at every
-    position. To second order KL[p_0 || p_theta] per token is half of (theta - theta_0)' F (theta -
-    theta_0), F in full: for a small step EWC at strength 1 is MoL's KL with all of F left out
-    except its diagonal. Steps are not small here.
+    What is made on the way is made again in the backward pass instead of being kept.
     """
-    model = copy.deepcopy(model).requires_grad_(True)  # a frozen base stays frozen
-    fisher = [torch.zeros_like(w) for w in model.parameters()]
-    # Each position is drawn by itself, so the square of a sequence's gradient is right on average.
-    for row in tokens:
-        logits = model(row[None])  # (1, T, V)
-        p = log_probs(logits[0].detach()).exp().cpu()  # (T, V)
-        drawn = torch.multinomial(p, 1, generator=generator).T.to(row.device)  # (1, T)
-        loss = cross_entropy(logits, drawn).sum()
-        for f, gradient in zip(fisher, torch.autograd.grad(loss, list(model.parameters()))):
-            f += gradient ** 2 / tokens.numel()
-    return fisher
+    pieces = zip(*(of_rows.flatten(0, 1).split(chunk) for of_rows in rows))
+    nats = [checkpoint(nats_of, *piece, use_reentrant=False) for piece in pieces]
+    return torch.cat(nats).view(rows[0].shape[:2])

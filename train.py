@@ -67,15 +67,28 @@ def domain_kl(model, base, batch, s):
     return losses.mean_cross_entropy(logits, batch.targets) + s.strength * kl
 
 
+def weight_distance(weights, base_weights, importance=None):
+    """Half the squared distance from the base's weights, each weighted by its importance -> scalar.
+
+    With importance 1, L2-SP (arXiv 1802.01483, eq. 2 without the new head); with the diagonal
+    Fisher, EWC (arXiv 1612.00796, eq. 3). The arguments are iterables of tensors in the same order;
+    no gradient reaches the last two.
+    """
+    weights, base_weights = list(weights), [w.detach() for w in base_weights]
+    importance = [1.0] * len(weights) if importance is None else importance
+    terms = zip(importance, weights, base_weights, strict=True)
+    return sum((f * (w - w0) ** 2).sum() for f, w, w0 in terms) / 2
+
+
 def l2sp(model, base, batch, s):
     """Cross-entropy, and the squared distance to the base's weights: L2-SP, 1802.01483."""
-    distance = losses.weight_distance(model.parameters(), base.parameters())
+    distance = weight_distance(model.parameters(), base.parameters())
     return ce(model, base, batch, s) + s.strength * distance
 
 
 def ewc(model, base, batch, s, importance):
     """The same distance, weights that matter on general text counting more: EWC, 1612.00796."""
-    distance = losses.weight_distance(model.parameters(), base.parameters(), importance)
+    distance = weight_distance(model.parameters(), base.parameters(), importance)
     return ce(model, base, batch, s) + s.strength * distance
 
 
@@ -83,7 +96,28 @@ def fisher(base, world, s, seed):
     """The diagonal Fisher of the base on 256 sequences of general text, once before step 1."""
     generator = torch.Generator().manual_seed(seed)
     tokens = data.windows(world.general, 256, s.block_size, generator)[:, :-1]
-    return losses.diagonal_fisher(base, tokens, generator)
+    return diagonal_fisher(base, tokens, generator)
+
+
+def diagonal_fisher(model, tokens, generator=None):
+    """How much predictions on these tokens (B, T) depend on each weight -> a tensor per parameter.
+
+    F_i = E[ (d log p(y | s) / d theta_i)^2 ] per token, with y drawn from the model itself at every
+    position. To second order KL[p_0 || p_theta] per token is half of (theta - theta_0)' F (theta -
+    theta_0), F in full: for a small step EWC at strength 1 is MoL's KL with all of F left out
+    except its diagonal. Steps are not small here.
+    """
+    model = copy.deepcopy(model).requires_grad_(True)  # a frozen base stays frozen
+    fisher = [torch.zeros_like(w) for w in model.parameters()]
+    # Each position is drawn by itself, so the square of a sequence's gradient is right on average.
+    for row in tokens:
+        logits = model(row[None])  # (1, T, V)
+        p = losses.log_probs(logits[0].detach()).exp().cpu()  # (T, V)
+        drawn = torch.multinomial(p, 1, generator=generator).T.to(row.device)  # (1, T)
+        loss = losses.cross_entropy(logits, drawn).sum()
+        for f, gradient in zip(fisher, torch.autograd.grad(loss, list(model.parameters()))):
+            f += gradient ** 2 / tokens.numel()
+    return fisher
 
 
 class Method(NamedTuple):

@@ -29,7 +29,7 @@ def run(method, kind, documents, steps):
 
 RUNS = {f"{method}, {kind}, {documents:,} documents, {steps:,} steps":
         run(method, kind, documents, steps)
-        for kind in KINDS for documents in DOCUMENTS for steps in STEPS for method in METHODS}
+        for steps in STEPS for kind in KINDS for documents in DOCUMENTS for method in METHODS}
 
 
 def draw(found, picture):

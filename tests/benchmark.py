@@ -3,10 +3,15 @@
 Steps of all kinds take turns, so that a machine busy with something else slows them alike. With the
 path of another file that defines GPT and GPTConfig as nanoGPT's model.py does, its steps take turns
 too: python tests/benchmark.py nanoGPT/model.py
+
+    python tests/benchmark.py --memory      MoL from logits against MoL from hidden states, with
+                                            the vocabulary of a large model: memory and time
 """
 
 import copy
 import importlib.util
+import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,6 +59,55 @@ def other_model(path, config):
     other = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(other)
     return other.GPT(other.GPTConfig(**vars(config), dropout=0.0, bias=False))
+
+
+def large_vocabulary(vocab_size):
+    """MoL on 4,096 tokens, forward and backward -> {"logits": work, "hidden states": work}."""
+    torch.manual_seed(0)
+    B, T, C, V = 4, 1024, 256, vocab_size
+    hidden, base_hidden = torch.randn(B, T, C, requires_grad=True), torch.randn(B // 2, T, C)
+    head, base_head = torch.randn(V, C, requires_grad=True), torch.randn(V, C)
+    targets = torch.randint(V, (B, T))
+    is_domain = torch.arange(B) < B // 2
+
+    def from_logits():
+        base_logits = base_hidden @ base_head.T
+        losses.mixture_of_losses(hidden @ head.T, targets, is_domain, base_logits)[0].backward()
+
+    def from_hidden():
+        losses.mixture_from_hidden(hidden, head, targets, is_domain, base_hidden,
+                                   base_head)[0].backward()
+
+    return {"logits": from_logits, "hidden states": from_hidden}
+
+
+def peak(name, vocab_size):
+    """The highest memory that this process came to above its start, in MB."""
+    work = large_vocabulary(vocab_size)[name]
+    kilobytes = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    work()
+    kilobytes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return (kilobytes[1] - kilobytes[0]) / 1024
+
+
+def memory():
+    for vocab_size in (50_257, 128_256):
+        found = {}
+        for name in ("logits", "hidden states"):
+            command = [sys.executable, __file__, "--peak", name, str(vocab_size)]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found[name] = float(told)
+        works = large_vocabulary(vocab_size)
+        taken = {name: [] for name in works}
+        for _ in range(4):
+            for name, work in works.items():
+                taken[name].append(seconds(work))
+        t = {name: median(times[1:]) for name, times in taken.items()}  # the first warms up
+        for name in works:
+            print(f"MoL from {name:13}  4,096 tokens, vocabulary {vocab_size:,}: "
+                  f"{found[name]:,.0f} MB, {t[name]:.1f} s")
+        print(f"hidden states / logits: memory {found['hidden states'] / found['logits']:.3f}, "
+              f"time {t['hidden states'] / t['logits']:.2f}")
 
 
 def main(paths):
@@ -116,4 +170,9 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:] == ["--memory"]:
+        memory()
+    elif sys.argv[1:2] == ["--peak"]:
+        print(peak(sys.argv[2], int(sys.argv[3])))
+    else:
+        main(sys.argv[1:])

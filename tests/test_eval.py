@@ -69,7 +69,8 @@ def test_evaluate(world, model):
     base = GPT(model.config)
     row = marking.evaluate(model, base, world)
     assert set(row) == {"general_loss", "domain_loss", "kl_to_base", "accuracy", "probability"}
-    assert set(row["accuracy"]) == set(row["probability"]) == {"no_think", "think", "facts", "domain"}
+    for marks in (row["accuracy"], row["probability"]):
+        assert set(marks) == {"no_think", "think", "facts", "domain"}
     assert row["domain_loss"] < row["general_loss"]
     tokens = marking.heldout_windows(world.heldout_general, 64)[:, :-1]
     p, q = Categorical(logits=model(tokens)), Categorical(logits=base(tokens))

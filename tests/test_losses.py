@@ -5,7 +5,8 @@ import torch
 from torch.distributions import Categorical, kl_divergence as reference_kl
 
 import losses
-from losses import PADDING, cross_entropy, kl_divergence, mean_cross_entropy, mixture_of_losses
+from losses import (PADDING, cross_entropy, kl_divergence, mean_cross_entropy, mixture_from_hidden,
+                    mixture_of_losses)
 
 
 def random_batch(B=4, T=5, V=7, dtype=torch.float32, seed=0):
@@ -210,61 +211,106 @@ def test_flags_of_zero_and_one():
     assert found == mol(logits, base_logits, targets, is_domain)
 
 
-def test_weight_distance_by_hand():
-    """Half of 2 * 1^2 + 1 * 3^2 is 5.5; its gradient is the importance times how far w has gone."""
-    w, w0 = (torch.tensor(values, requires_grad=True) for values in ([1.0, 5.0], [0.0, 2.0]))
-    f = torch.tensor([2.0, 1.0])
-    assert losses.weight_distance([w], [w0]).item() == 5.0
-    distance = losses.weight_distance([w], [w0], [f])
-    distance.backward()
-    assert distance.item() == 5.5 and w.grad.tolist() == [2.0, 3.0] and w0.grad is None
-    with pytest.raises(ValueError):
-        losses.weight_distance([w], [])
-
-
-class Bias(torch.nn.Module):
-    """The simplest language model: the same logits after every token."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.tensor(logits))
-
-    def forward(self, tokens):
-        return self.logits.expand(*tokens.shape, -1)  # (B, T, V)
-
-
-def test_the_fisher_by_hand():
-    """The gradient of log p(y) by the logits is onehot(y) - p.
-
-    At p = (1/2, 1/2) its square is 1/4, whatever is drawn.
-    """
-    model = Bias([0.0, 0.0]).requires_grad_(False)
-    fisher, = losses.diagonal_fisher(model, torch.zeros(10, 1, dtype=torch.int64))
-    assert fisher.tolist() == pytest.approx([0.25, 0.25], rel=1e-6)
-    assert not model.logits.requires_grad and model.logits.grad is None
-
-
-def test_the_fisher_is_the_curvature_of_the_kl():
-    """p (1 - p) on the diagonal, per token however long the sequences are.
-
-    Half of it times the square of a small step is the KL of that step.
-    """
-    model = Bias([1.0, 0.0, -1.0])
-    p = model.logits.softmax(dim=0)
-    for T in (1, 4):
-        tokens = torch.zeros(4000, T, dtype=torch.int64)
-        fisher, = losses.diagonal_fisher(model, tokens, torch.Generator().manual_seed(0))
-        assert torch.allclose(fisher, p * (1 - p), atol=0.01)
-    step = torch.tensor([1e-2, 0.0, 0.0])
-    with torch.no_grad():
-        stepped = model.logits + step
-        kl = losses.kl_divergence(stepped[None, None], model.logits[None, None], "forward").item()
-    distance = losses.weight_distance([stepped], [model.logits], [p * (1 - p)])
-    assert distance.item() == pytest.approx(kl, rel=0.02)
-
-
 def test_the_mean_of_both_directions():
     logits, base_logits = torch.randn(2, 2, 3, 5)
     reverse = kl_divergence(logits, base_logits, "reverse")
     forward = kl_divergence(logits, base_logits, "forward")
     assert torch.allclose(kl_divergence(logits, base_logits, "mean"), (reverse + forward) / 2)
+
+
+# --- from hidden states --------------------------------------------------------------------------
+
+def hidden_batch(dtype=torch.float32):
+    """The model's hidden states and head, the base's, of another width, on all rows; targets."""
+    g = torch.Generator().manual_seed(0)
+    hidden, head, base_hidden, base_head = (
+        torch.randn(*shape, generator=g, dtype=dtype)
+        for shape in ((4, 5, 6), (7, 6), (4, 5, 3), (7, 3)))
+    targets = torch.randint(7, (4, 5), generator=g)
+    targets[0, 3:] = targets[2, 1:] = PADDING
+    return hidden, head, base_hidden, base_head, targets
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 256])
+@pytest.mark.parametrize("direction", ["reverse", "forward", "mean"])
+@pytest.mark.parametrize("domain_rows", [[0, 3], [0, 1, 2, 3], []])
+def test_from_hidden_states_it_is_the_same_loss(direction, chunk, domain_rows):
+    """All three scalars, and the gradients of hidden states and head."""
+    hidden, head, base_hidden, base_head, targets = hidden_batch(torch.float64)
+    is_domain = torch.zeros(4, dtype=torch.bool)
+    is_domain[domain_rows] = True
+    hidden.requires_grad_(), head.requires_grad_()
+    base_hidden = base_hidden[~is_domain]
+    plain = mixture_of_losses(hidden @ head.T, targets, is_domain, base_hidden @ base_head.T,
+                              direction, strength=0.7)
+    found = mixture_from_hidden(hidden, head, targets, is_domain, base_hidden, base_head,
+                                direction, strength=0.7, chunk=chunk)
+    torch.testing.assert_close(found, plain)
+    for one, other in zip(torch.autograd.grad(found[0], (hidden, head)),
+                          torch.autograd.grad(plain[0], (hidden, head)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_from_hidden_states():
+    hidden, head, base_hidden, base_head, targets = hidden_batch(torch.float64)
+    is_domain = torch.tensor([True, False, False, True])
+
+    def loss(hidden, head):
+        return mixture_from_hidden(hidden, head, targets, is_domain, base_hidden[~is_domain],
+                                   base_head, chunk=4)[0]
+
+    assert torch.autograd.gradcheck(loss, (hidden.requires_grad_(), head.requires_grad_()))
+
+
+def test_logits_never_exist_whole(monkeypatch):
+    sizes = []
+
+    def spy(logits, real=losses.log_probs):
+        sizes.append(logits.numel() // 7)  # tokens
+        return real(logits)
+
+    monkeypatch.setattr(losses, "log_probs", spy)
+    hidden, head, base_hidden, base_head, targets = hidden_batch()
+    is_domain = torch.tensor([True, False, False, True])
+    loss, _, _ = mixture_from_hidden(hidden.requires_grad_(), head, targets, is_domain,
+                                     base_hidden[~is_domain], base_head, chunk=3)
+    forward = sum(sizes)
+    assert max(sizes) == 3 and forward == 10 + 2 * 10  # CE of 10 tokens, both sides of 10 KLs
+    loss.backward()
+    assert max(sizes) == 3 and sum(sizes) == 2 * forward  # made again, not kept
+
+
+def test_hidden_states_at_padding_count_nowhere():
+    hidden, head, base_hidden, base_head, targets = hidden_batch()
+    is_domain = torch.tensor([True, False, False, True])
+    head.requires_grad_()
+
+    def found():
+        loss = mixture_from_hidden(hidden.requires_grad_(), head, targets, is_domain,
+                                   base_hidden[~is_domain], base_head)[0]
+        return loss, *torch.autograd.grad(loss, (hidden, head))
+
+    expected = found()
+    hidden = hidden.detach().masked_fill((targets == PADDING).unsqueeze(-1), math.nan)
+    base_hidden = base_hidden.masked_fill((targets == PADDING).unsqueeze(-1), math.nan)
+    torch.testing.assert_close(found(), expected)
+
+
+def test_only_the_model_learns_from_hidden_states():
+    hidden, head, base_hidden, base_head, targets = hidden_batch(torch.bfloat16)
+    tensors = [x.requires_grad_() for x in (hidden, head, base_hidden, base_head)]
+    loss, _, _ = mixture_from_hidden(hidden, head, targets, torch.zeros(4), base_hidden, base_head)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert [x.grad is not None for x in tensors] == [True, True, False, False]
+
+
+def test_bad_hidden_states():
+    hidden, head, base_hidden, base_head, targets = hidden_batch()
+    is_domain = torch.tensor([True, False, False, True])
+    for bad in [(base_hidden, base_head), (base_hidden[:2, :1], base_head), (),
+                (base_hidden[:2], base_head[:6])]:
+        with pytest.raises(ValueError, match="base_hidden"):
+            mixture_from_hidden(hidden, head, targets, is_domain, *bad)
+    empty = mixture_from_hidden(hidden[:0], head, targets[:0], is_domain[:0])
+    assert empty == (0, 0, 0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import losses
 import train
 from eval import load_model
 from plots.style import table
@@ -219,9 +220,9 @@ def test_bad_settings(arguments, told, tmp_path, capsys):
 
 
 def test_a_flag_given_twice_holds_both(tmp_path):
-    s = train.parse(["--methods", "ce", "--methods", "mol", "domain_kl", "--seed", "1", "--seed", "2",
+    s = train.parse(["--methods", "ce", "--methods", "mol", "ewc", "--seed", "1", "--seed", "2",
                      "--general", "a", "--general", "b", "--lr", "1", "--lr", "2"])
-    assert s.methods == ("ce", "mol", "domain_kl") and s.seed == (1, 2) and s.general == ("a", "b")
+    assert s.methods == ("ce", "mol", "ewc") and s.seed == (1, 2) and s.general == ("a", "b")
     assert s.lr == 2 and train.parse([]).methods == ("ce", "replay", "mol")
 
 
@@ -503,6 +504,59 @@ def test_strength_weighs_what_protects_the_base():
         assert on_top > 1e-4 and loss(model, 30.0) - left == pytest.approx(30 * on_top, rel=1e-2)
         # and it is nothing for the base itself
         assert loss(base, 30.0) == pytest.approx(loss(base, 0.0), abs=1e-5)
+
+
+def test_weight_distance_by_hand():
+    """Half of 2 * 1^2 + 1 * 3^2 is 5.5; its gradient is the importance times how far w has gone."""
+    w, w0 = (torch.tensor(values, requires_grad=True) for values in ([1.0, 5.0], [0.0, 2.0]))
+    f = torch.tensor([2.0, 1.0])
+    assert train.weight_distance([w], [w0]).item() == 5.0
+    distance = train.weight_distance([w], [w0], [f])
+    distance.backward()
+    assert distance.item() == 5.5 and w.grad.tolist() == [2.0, 3.0] and w0.grad is None
+    with pytest.raises(ValueError):
+        train.weight_distance([w], [])
+
+
+class Bias(torch.nn.Module):
+    """The simplest language model: the same logits after every token."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits))
+
+    def forward(self, tokens):
+        return self.logits.expand(*tokens.shape, -1)  # (B, T, V)
+
+
+def test_the_fisher_by_hand():
+    """The gradient of log p(y) by the logits is onehot(y) - p.
+
+    At p = (1/2, 1/2) its square is 1/4, whatever is drawn.
+    """
+    model = Bias([0.0, 0.0]).requires_grad_(False)
+    fisher, = train.diagonal_fisher(model, torch.zeros(10, 1, dtype=torch.int64))
+    assert fisher.tolist() == pytest.approx([0.25, 0.25], rel=1e-6)
+    assert not model.logits.requires_grad and model.logits.grad is None
+
+
+def test_the_fisher_is_the_curvature_of_the_kl():
+    """p (1 - p) on the diagonal, per token however long the sequences are.
+
+    Half of it times the square of a small step is the KL of that step.
+    """
+    model = Bias([1.0, 0.0, -1.0])
+    p = model.logits.softmax(dim=0)
+    for T in (1, 4):
+        tokens = torch.zeros(4000, T, dtype=torch.int64)
+        fisher, = train.diagonal_fisher(model, tokens, torch.Generator().manual_seed(0))
+        assert torch.allclose(fisher, p * (1 - p), atol=0.01)
+    step = torch.tensor([1e-2, 0.0, 0.0])
+    with torch.no_grad():
+        stepped = model.logits + step
+        kl = losses.kl_divergence(stepped[None, None], model.logits[None, None], "forward").item()
+    distance = train.weight_distance([stepped], [model.logits], [p * (1 - p)])
+    assert distance.item() == pytest.approx(kl, rel=0.02)
 
 
 def test_domain_kl_distils_by_forward_kl():
