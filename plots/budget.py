@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a sc
 from plots import style
 from plots.runs import Run, ask
 
-STEPS = (150, 300, 600, 1200, 2400)
+STEPS = (150, 300, 600, 1200)
 DOCUMENTS = {2_000: ":", 40_000: "-"}
 METHODS = ("replay", "mol")
 WRONG = 0.7
