@@ -1,0 +1,259 @@
+"""The recipe for Hugging Face models, on tiny random ones: each test is a trap that makes no noise.
+
+Skipped where transformers is not installed; CI runs it in an environment of its own.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("transformers")
+from peft import LoraConfig, get_peft_model  # noqa: E402
+from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,  # noqa: E402
+                          TrainingArguments)
+
+from plots.recipe import MolTrainer, collate  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+V, END = 50, 49
+
+
+def llama(seed=0, **more):
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=V, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
+        initializer_range=0.5, **more))
+
+
+def gpt2(seed=0, **more):
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=V, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=END,
+        eos_token_id=END, initializer_range=0.5, **more))
+
+
+MODELS = {"llama": llama, "gpt2": gpt2}
+
+
+def pairs_of_rows(count=8, seed=0):
+    """Pairs of a domain and a general row, of unlike lengths, that end with the end token."""
+    g = torch.Generator().manual_seed(seed)
+
+    def row(is_domain):
+        length = int(torch.randint(4, 9, (1,), generator=g))
+        return torch.randint(END, (length,), generator=g).tolist() + [END], is_domain
+
+    return [(row(True), row(False)) for _ in range(count)]
+
+
+def trainer(folder, model, pairs=None, base=None, micro=2, accumulate=1, **more):
+    args = TrainingArguments(
+        output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", max_steps=1,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
+        learning_rate=0.0, max_grad_norm=0.0, disable_tqdm=True, **{
+            "remove_unused_columns": False, "dataloader_drop_last": True, **more})
+    return MolTrainer(model, args, collate, pairs or pairs_of_rows(), base=base)
+
+
+def by_hand(model, base, batch):
+    """MoL of a batch row by row, each cut to its own length: no padding anywhere."""
+    losses = []
+    for tokens, mask, is_domain in zip(batch["input_ids"], batch["attention_mask"],
+                                       batch["is_domain"]):
+        row = tokens[mask.bool()][None]
+        logits = model(row).logits[0, :-1]
+        if is_domain:
+            losses.append(F.cross_entropy(logits, row[0, 1:]))
+        else:
+            log_p, log_q = logits.log_softmax(-1), base(row).logits[0, :-1].log_softmax(-1)
+            losses.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_targets_are_the_next_tokens(name, tmp_path):
+    """Unshifted ones raise no error, only the learning is wrong."""
+    model, base = MODELS[name](0).eval(), MODELS[name](1).eval()
+    batch = collate(pairs_of_rows(2))
+    loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
+    torch.testing.assert_close(loss, by_hand(model, base, batch))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_known_by_the_mask(side, tmp_path):
+    """On either side, and with the end token, which the rows end with and should learn."""
+    model, base = llama(0).eval(), llama(1).eval()
+    batch = collate(pairs_of_rows(2))
+    for i, n in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+        row = batch["input_ids"][i, :n].clone()
+        batch["input_ids"][i], batch["attention_mask"][i] = END, 0
+        at = slice(-n, None) if side == "left" else slice(n)
+        batch["input_ids"][i, at], batch["attention_mask"][i, at] = row, 1
+    assert (batch["attention_mask"] == 0).any()
+    loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
+    torch.testing.assert_close(loss, by_hand(model, base, batch))
+
+
+@pytest.mark.parametrize("kinds", ["domain", "general"])
+def test_a_batch_of_one_kind(kinds, tmp_path):
+    model, base = gpt2(0).eval(), gpt2(1).eval()
+    batch = collate([pair[:1] if kinds == "domain" else pair[1:] for pair in pairs_of_rows(3)])
+    loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
+    torch.testing.assert_close(loss, by_hand(model, base, batch))
+
+
+@pytest.mark.parametrize("name, value", [("remove_unused_columns", True),
+                                         ("dataloader_drop_last", False)])
+def test_settings_that_would_spoil_the_loss_are_refused(name, value, tmp_path):
+    with pytest.raises(ValueError, match=name):
+        trainer(tmp_path, gpt2(), base=gpt2(1), **{name: value})
+
+
+def gradients(the_trainer):
+    """The gradients of one step of train(), as the optimizer meets them."""
+    found = {}
+
+    def keep(optimizer, *rest):
+        found.update({name: p.grad.clone() for name, p in the_trainer.model.named_parameters()
+                      if p.grad is not None})
+
+    the_trainer.create_optimizer()
+    the_trainer.optimizer.register_step_pre_hook(keep)
+    the_trainer.train()
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_accumulated_gradients_are_those_of_the_whole_batch(name, tmp_path):
+    """Four micro-batches of two pairs, or one of eight: with a loss taken for scaled it is 4x."""
+    def step(micro, accumulate):
+        model = MODELS[name](0)
+        model.config.attn_pdrop = model.config.resid_pdrop = model.config.embd_pdrop = 0.0
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return gradients(trainer(tmp_path, model, base=MODELS[name](1), micro=micro,
+                                 accumulate=accumulate))
+
+    whole, accumulated = step(8, 1), step(2, 4)
+    assert whole and whole.keys() == accumulated.keys()
+    for key in whole:
+        torch.testing.assert_close(accumulated[key], whole[key], atol=1e-6, rtol=1e-4)
+
+
+def test_the_base_has_no_dropout_and_stays_frozen(tmp_path):
+    model, base = gpt2(0), gpt2(0, resid_pdrop=0.5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.01)
+    the_trainer = trainer(tmp_path, model.eval(), base=base.train())
+    batch = collate([pair[1:] for pair in pairs_of_rows(4)])
+    losses = {the_trainer.compute_loss(model, batch).item() for _ in range(5)}
+    assert len(losses) == 1
+    assert base.training and not any(p.requires_grad for p in base.parameters())
+
+
+def adapters(model):
+    """LoRA on a model, its adapters no longer zero."""
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"],
+                                             lora_dropout=0.3))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+    return model
+
+
+def test_with_adapters_the_base_is_the_model_without_them(tmp_path):
+    model, base = adapters(llama(0)), llama(0).eval()
+    batch = collate(pairs_of_rows(2))
+    the_trainer = trainer(tmp_path, model)
+    the_trainer.model_wrapped = model.train()
+    general = ~batch["is_domain"]
+    tokens, mask = batch["input_ids"][general], batch["attention_mask"][general]
+    with the_trainer.base_of(model) as held, torch.no_grad():
+        logits = held(tokens, attention_mask=mask).logits
+    assert model.training
+    assert torch.equal(logits, base(tokens, attention_mask=mask).logits)
+    torch.testing.assert_close(the_trainer.compute_loss(model.eval(), batch),
+                               by_hand(model, base, batch))
+
+
+def test_every_batch_is_mixed_one_to_one(tmp_path):
+    """Shuffled, and with a number of pairs that no batch size divides."""
+    the_trainer = trainer(tmp_path, gpt2(), pairs=pairs_of_rows(11), base=gpt2(1), micro=3)
+    batches = list(the_trainer.get_train_dataloader())
+    assert len(batches) == 3  # the last two pairs are dropped
+    for batch in batches:
+        assert batch["is_domain"].tolist() == [True, False] * 3
+
+
+def test_a_head_that_does_more_is_refused(tmp_path):
+    class Capped(GPT2LMHeadModel):
+        def forward(self, *arguments, **more):
+            out = super().forward(*arguments, **more)
+            out.logits = out.logits.tanh()
+            return out
+
+    torch.manual_seed(0)
+    model = Capped(gpt2().config)
+    with pytest.raises(ValueError, match="head"):
+        trainer(tmp_path, model, base=gpt2(1)).compute_loss(model, collate(pairs_of_rows(1)))
+
+
+def test_the_base_reads_under_the_same_autocast_as_the_model(tmp_path):
+    """With the same weights nothing is left of the KL, in bfloat16 neither."""
+    model = llama(0)
+    the_trainer = trainer(tmp_path, model, base=copy.deepcopy(model), bf16=True)
+    prepared = the_trainer.accelerator.prepare(model).eval()
+    batch = collate(pairs_of_rows(4))
+    _, parts = the_trainer.compute_loss(prepared, batch, return_outputs=True)
+    full, _, _ = trainer(tmp_path, llama(0), base=llama(0)).mixture(llama(0).eval(), batch)
+    assert parts["kl"] == 0
+    torch.testing.assert_close(parts["ce"], full, atol=0.02, rtol=0.02)
+    assert parts["ce"] != full  # it was bfloat16
+
+
+PROCESSES = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import torch
+import test_recipe as t
+pairs = t.pairs_of_rows(8)
+if sys.argv[4] == "uneven":  # every general row on one process
+    pairs = [(a, a) if i % 4 < 2 else (b, b) for i, (a, b) in enumerate(pairs)]
+model = t.llama(0)
+the_trainer = t.trainer(sys.argv[3], model, pairs, base=t.llama(1), micro=int(sys.argv[5]),
+                        train_sampling_strategy="sequential")
+gradients = t.gradients(the_trainer)
+if the_trainer.args.process_index == 0:
+    torch.save(gradients, sys.argv[3] + "/gradients.pt")
+"""
+
+
+@pytest.mark.parametrize("rows", ["mixed", "uneven"])
+def test_two_processes_are_one(rows, tmp_path):
+    """The gradients of one process with eight rows, also where one of two has no general row."""
+    found = []
+    (tmp_path / "step.py").write_text(PROCESSES)
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        out.mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                   "--nproc_per_node", str(count), str(tmp_path / "step.py"), str(ROOT),
+                   str(ROOT / "tests"), str(out), rows, str(4 // count)]
+        done = subprocess.run(command, capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(torch.load(out / "gradients.pt", weights_only=True))
+    assert found[0].keys() == found[1].keys() and found[0]
+    for key in found[0]:
+        torch.testing.assert_close(found[1][key], found[0][key], atol=1e-6, rtol=1e-4)
