@@ -53,9 +53,8 @@ def draw(found, picture):
         for panel, imitator in zip(line, (100 * (kind == "noise"), 100 * (1 - WRONG))):
             panel.set_ylim(-4, 104)
             panel.axhline(imitator, color="black", lw=1, ls="--")
-            panel.text(STEPS[0], imitator + (-2 if imitator == 100 else 2),
-                       "a perfect imitator of the text", fontsize=9,
-                       va="top" if imitator == 100 else "bottom")
+            panel.text(STEPS[0], 84 if imitator == 100 else imitator + 2,
+                       "dashed: a perfect imitator", fontsize=9)
         line[2].set_ylim(bottom=0)
         line[0].set_title(f"{kind}: {meaning}", fontweight="bold")
     for panel in lines[1]:
@@ -63,7 +62,8 @@ def draw(found, picture):
     lines[1][0].legend(loc="center right", frameon=False, fontsize=9)
     longest = {f"{method} on {kind}": style.last(found(run(method, kind, 40_000, STEPS[-1])))
                for method in METHODS for kind in KINDS}
-    what = style.title(f"General skills answered exactly after {STEPS[-1]:,} steps", longest)
+    what = style.title(f"General skills answered exactly after {STEPS[-1]:,} steps on 40,000 "
+                       "documents", longest)
     style.save(figure, picture, what, style.spread(len(longest["mol on bias"])))
 
 

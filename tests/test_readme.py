@@ -9,7 +9,7 @@ from statistics import mean
 
 import pytest
 
-from plots import headline, runs, style
+from plots import budget, headline, runs, style
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -43,6 +43,7 @@ def value(question, run, name):
 
 FRONT, ANSWERS = "README.md", "plots/README.md"
 BASE = [skill(headline, "ce", name, step=0) for name in style.SKILLS]
+LONGEST = budget.run("replay", "noise", 40_000, 1200)
 
 CLAIMS = [
     (FRONT, "the bases answer {:.2f}, {:.2f}, {:.2f} and {:.2f}.", BASE),
@@ -56,6 +57,37 @@ CLAIMS = [
     (FRONT, "a little higher ({:.2f}, `ce` {:.2f}, `replay` on right answers {:.2f})",
      [value(headline, run, "domain_loss")
       for run in ("mol, 70% wrong", "ce", "replay, right answers")]),
+    (ANSWERS, "`mol` keeps {:.0%} of them", [kept(headline, "mol, 70% wrong")]),
+    (ANSWERS, "`replay` keeps {:.0%} on right answers, {:.0%} where seven in ten are wrong in the "
+     "same way, and {:.0%} where they are wrong at random",
+     [kept(headline, f"replay, {text}") for text in headline.TEXTS]),
+    (ANSWERS, "(KL {:.3f} nats against {:.3f})",
+     [value(headline, f"{method}, right answers", "kl_to_base") for method in ("replay", "mol")]),
+    (ANSWERS, "to {:.2f} of the general skills at step 25 ({:.2f} on one seed), `replay` on right "
+     "ones to {:.2f}",
+     [kept(headline, "mol, 70% wrong", 25),
+      min(map(style.general, rows(headline, "mol, 70% wrong", 25))),
+      kept(headline, "replay, right answers", 25)]),
+    (ANSWERS, "({:.2f} of it at step 100, `replay` on right answers {:.2f}, `ce` {:.2f})",
+     [skill(headline, run, "domain", 100)
+      for run in ("mol, 70% wrong", "replay, right answers", "ce")]),
+    (ANSWERS, "ends at {:.3f}, where `ce` has {:.3f}",
+     [value(headline, run, "domain_loss") for run in ("mol, 70% wrong", "ce")]),
+    (ANSWERS, "it has {:.0%} of the general skills after 150 steps and {:.0%} after 1,200",
+     [kept(budget, budget.run("replay", "noise", 40_000, steps)) for steps in (150, 1200)]),
+    (ANSWERS, "more training makes it worse: {:.0%} and {:.0%}.",
+     [kept(budget, budget.run("replay", "bias", 40_000, steps)) for steps in (150, 1200)]),
+    (ANSWERS, "`mol` has {:.0%} or more at every budget",
+     [min(kept(budget, run) for run in budget.RUNS.values() if run.method == "mol")]),
+    (ANSWERS, "at every budget: p(right) is {:.2f} to {:.2f}",
+     [end(p_right(budget, budget.run("replay", "bias", documents, steps))
+          for documents in budget.DOCUMENTS for steps in budget.STEPS) for end in (min, max)]),
+    (ANSWERS, "p(right) is {:.2f} with {:.0%} of the answers right, and the model is {:.2f} nats "
+     "away from the base, `mol` {:.2f}",
+     [p_right(budget, LONGEST), kept(budget, LONGEST), value(budget, LONGEST, "kl_to_base"),
+      value(budget, LONGEST._replace(method="mol"), "kl_to_base")]),
+    (ANSWERS, "it ends at {:.0%}: it learns",
+     [kept(budget, budget.run("replay", "noise", 2_000, 1200))]),
 ]
 
 
