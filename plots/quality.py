@@ -28,9 +28,8 @@ RUNS = {f"{method}, {share:.0%} {kind if share else 'wrong'}": run(method, share
 
 def draw(found, picture):
     values = {"exact answers, %": lambda row: 100 * style.general(row),
-              "probability of the right one, %": lambda row: 100 * style.probability(row),
-              "domain: exact answers, %": lambda row: 100 * row["accuracy"]["domain"]}
-    figure, lines = style.panels(2, 3, 11, 6.6, sharex=True, sharey=True)
+              "probability of the right one, %": lambda row: 100 * style.probability(row)}
+    figure, lines = style.panels(2, 2, 9.5, 7, sharex=True, sharey=True)
     for line, (kind, meaning) in zip(lines, KINDS.items()):
         for panel, (of_what, value) in zip(line, values.items()):
             for method in METHODS:
@@ -40,13 +39,14 @@ def draw(found, picture):
                             marker="o", label=method)
             panel.set(ylim=(-4, 104), ylabel=of_what)
             panel.grid(axis="y", alpha=0.25)
+        line[1].axline((0, 100), (100, 0), color="black", lw=1, ls="--")
         line[0].set_title(f"{kind}: {meaning}", fontweight="bold")
     for panel in lines[1]:
         panel.set_xlabel("wrong answers in the general text, %")
+    lines[0][1].text(38, 64, "dashed: a perfect imitator", fontsize=9)
     lines[0][0].legend(loc="lower left", frameon=False)
     kept = {method: style.last(found(run(method, 0.7, "bias"))) for method in METHODS}
-    what = style.title("General skills answered exactly where the text makes the same mistake "
-                       "seven times in ten", kept)
+    what = style.title("General skills answered exactly where 70% is biased", kept)
     style.save(figure, picture, what, style.spread(len(kept["mol"])))
 
 

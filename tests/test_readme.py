@@ -9,7 +9,7 @@ from statistics import mean
 
 import pytest
 
-from plots import budget, headline, runs, style
+from plots import budget, headline, quality, runs, style
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -88,6 +88,19 @@ CLAIMS = [
       value(budget, LONGEST._replace(method="mol"), "kl_to_base")]),
     (ANSWERS, "it ends at {:.0%}: it learns",
      [kept(budget, budget.run("replay", "noise", 2_000, 1200))]),
+    (ANSWERS, "`mol` keeps {:.0%} or more of the general skills however wrong the text is",
+     [min(kept(quality, run) for run in quality.RUNS.values() if run.method == "mol")]),
+    (ANSWERS, "{:.0%}, {:.0%}, {:.0%}, {:.0%} and {:.0%} under noise, and {:.0%}, {:.0%}, {:.0%}, "
+     "{:.0%} and {:.0%} under bias",
+     [kept(quality, quality.run("replay", share, kind))
+      for kind in quality.KINDS for share in quality.SHARES[1:]]),
+    (ANSWERS, "level on right answers ({:.0%} and {:.0%})",
+     [kept(quality, quality.run(method, 0.0, "bias")) for method in quality.METHODS]),
+    (ANSWERS, "its p(right) is {:.2f}, {:.2f}, {:.2f}, {:.2f} and {:.2f}",
+     [p_right(quality, quality.run("replay", share, "bias")) for share in quality.SHARES[1:]]),
+    (ANSWERS, "where every answer is biased it ends at {:.0%}, on one seed at {:.0%}",
+     [kept(quality, quality.run("mol", 1.0, "bias")),
+      min(map(style.general, rows(quality, quality.run("mol", 1.0, "bias"))))]),
 ]
 
 

@@ -5,6 +5,7 @@ Skipped where transformers is not installed; CI runs it in an environment of its
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 from torch.nn import functional as F
 
 pytest.importorskip("transformers")
+import tokenizers  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,  # noqa: E402
-                          TrainingArguments)
+                          PreTrainedTokenizerFast, TrainingArguments)
 
+from plots import real, runs  # noqa: E402
 from plots.recipe import MolTrainer, collate  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -257,3 +260,89 @@ def test_two_processes_are_one(rows, tmp_path):
     assert found[0].keys() == found[1].keys() and found[0]
     for key in found[0]:
         torch.testing.assert_close(found[1][key], found[0][key], atol=1e-6, rtol=1e-4)
+
+
+# --- the question that is asked with it ----------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny random model with a tokenizer of its own, as save_pretrained leaves them."""
+    folder = tmp_path_factory.mktemp("model")
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    words.train_from_iterator(["a text to learn tokens from"], tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder)
+    return folder
+
+
+def test_the_question_on_a_tiny_model(folder, tmp_path, capsys, monkeypatch):
+    """Six runs on one seed, a line of runs.jsonl each; asked again, none is made."""
+    monkeypatch.setattr(real, "SHOWN", {"any": ("{}", {"a": "b", "c": "d"})})
+    # a random model knows nothing: let every question count as one that the base answers
+    known = real.marks
+    monkeypatch.setattr(real, "marks", lambda model, tokenizer, probes: (
+        (1, 1.0) if len(probes) == 1 else known(model, tokenizer, probes)))
+    arguments = ["--model", str(folder), "--steps", "2", "--seed", "3", "--out", str(tmp_path)]
+    assert real.main(arguments) == 0
+    assert "6 runs, 6 to make" in capsys.readouterr().out
+    lines = runs.read(tmp_path / "runs.jsonl")
+    assert len(lines) == 6 and (tmp_path / "real.png").stat().st_size > 10_000
+    for line in lines:
+        before, after = line["rows"]
+        assert before["kl_to_base"] == 0 < after["kl_to_base"]
+        assert set(after["accuracy"]) == set(real.SHARES)
+    assert len({line["base"]["weights"] for line in lines}) == 1  # no run changes the base
+    assert real.main(arguments) == 0
+    assert "6 runs, 0 to make" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (["--model", "/no/such/folder"], "--model /no/such/folder: no causal language model there"),
+    (["--model", "FOLDER", "--length", "10000000"], "--length 10000000: the prose has only"),
+    (["--model", "FOLDER", "--length", "1"], "--length 1"), (["--steps", "0"], "--steps 0"),
+    (["--lora-rank", "-1"], "--lora-rank -1"), (["--lr", "x"], "--lr"), (["--foo"], "--foo")])
+def test_bad_input_of_the_question(folder, tmp_path, capsys, arguments, told):
+    arguments = [str(folder) if argument == "FOLDER" else argument for argument in arguments]
+    command = [sys.executable, str(ROOT / "plots" / "real.py"), *arguments, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True,
+                          env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+def test_the_figures_folder_takes_the_default_settings_alone(capsys):
+    assert real.main(["--steps", "2"]) == 2
+    assert "--out: name a folder of your own" in capsys.readouterr().err
+
+
+def test_a_tokenizer_with_more_tokens_than_the_head(folder, tmp_path, capsys):
+    small = tmp_path / "small"
+    shutil.copytree(folder, small)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=200, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2)).save_pretrained(small)
+    capsys.readouterr()
+    assert real.main(["--model", str(small), "--steps", "2", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "its tokenizer has" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["transformers", "peft"])
+def test_a_missing_package_is_named(missing, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert real.main(["--model", str(folder), "--steps", "2", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "pip install" in error and missing in error and error.count("\n") == 1
+
+
+def test_a_base_with_another_vocabulary_is_refused(tmp_path):
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=32, n_embd=16, n_layer=1,
+                                      n_head=2, bos_token_id=0, eos_token_id=0))
+    with pytest.raises(ValueError, match="vocabulary of 50"):
+        trainer(tmp_path, gpt2(), base=base).compute_loss(gpt2(), collate(pairs_of_rows(1)))
