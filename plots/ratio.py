@@ -65,7 +65,7 @@ def draw(found, picture):
         panel.set_xlabel("general to domain sequences")
     panels[0][1].legend(loc="lower right", frameon=False)
     kept = {name: style.last(found(run(name, "1:8", "same domain text"))) for name in METHODS}
-    what = style.title("One general sequence to eight, general skills answered exactly", kept)
+    what = style.title("One general sequence to eight, general skills kept", kept)
     style.save(figure, picture, what, style.spread(len(kept["mol, 70% wrong"])))
 
 

@@ -9,7 +9,7 @@ from statistics import mean
 
 import pytest
 
-from plots import budget, headline, quality, runs, style
+from plots import budget, headline, quality, ratio, runs, style
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -43,6 +43,8 @@ def value(question, run, name):
 
 FRONT, ANSWERS = "README.md", "plots/README.md"
 BASE = [skill(headline, "ce", name, step=0) for name in style.SKILLS]
+REPLAY, MOL = ratio.METHODS
+SAME_DOMAIN, SAME_TOTAL = ratio.BUDGETS
 LONGEST = budget.run("replay", "noise", 40_000, 1200)
 
 CLAIMS = [
@@ -101,6 +103,20 @@ CLAIMS = [
     (ANSWERS, "where every answer is biased it ends at {:.0%}, on one seed at {:.0%}",
      [kept(quality, quality.run("mol", 1.0, "bias")),
       min(map(style.general, rows(quality, quality.run("mol", 1.0, "bias"))))]),
+    (ANSWERS, "`mol` keeps {:.0%}, {:.0%}, {:.0%}, {:.0%}, {:.0%} and {:.0%} of the general skills "
+     "from 1:8", [kept(ratio, ratio.run(MOL, share, SAME_DOMAIN)) for share in ratio.RATIOS]),
+    (ANSWERS, "right answers here and keeps {:.0%}, {:.0%}, {:.0%}, {:.0%}, {:.0%} and {:.0%}:",
+     [kept(ratio, ratio.run(REPLAY, share, SAME_DOMAIN)) for share in ratio.RATIOS]),
+    (ANSWERS, "There `mol` keeps {:.0%} at 1:8 and {:.0%} at 1:4",
+     [kept(ratio, ratio.run(MOL, share, SAME_TOTAL)) for share in ("1:8", "1:4")]),
+    (ANSWERS, "`mol` learns {:.2f} of it and `replay` {:.2f}, late ({:.2f} and {:.2f} at step 150, "
+     "where both have {:.2f} or more at 1:1)",
+     [skill(ratio, ratio.run(name, "4:1", SAME_TOTAL), "domain", step)
+      for step in (None, 150) for name in (MOL, REPLAY)]
+     + [min(skill(ratio, ratio.run(name, "1:1", SAME_TOTAL), "domain", 150)
+            for name in (MOL, REPLAY))]),
+    (ANSWERS, "{:.0%} at 1:1, {:.0%} at 1:4, {:.0%} at 1:8, {:.0%} at 4:1",
+     [kept(ratio, ratio.run(MOL, share, SAME_DOMAIN)) for share in ("1:1", "1:4", "1:8", "4:1")]),
 ]
 
 
