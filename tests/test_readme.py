@@ -9,7 +9,7 @@ from statistics import mean
 
 import pytest
 
-from plots import budget, headline, quality, ratio, runs, style
+from plots import budget, direction, headline, quality, ratio, runs, style
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -118,6 +118,14 @@ CLAIMS = [
       for step in (None, 150) for name in (MOL, REPLAY)]
      + [min(skill(ratio, ratio.run(name, "1:1", SAME_TOTAL), "domain", 150)
             for name in (MOL, REPLAY))]),
+    *((ANSWERS, "Reverse, forward and their mean all keep {:.0%} of the general skills",
+       [kept(direction, run)]) for run in direction.RUNS),
+    (ANSWERS, "forward KL has {:.2f} of it and reverse {:.2f}, less on every seed (the mean of "
+     "both {:.2f})", [skill(direction, f"mol, {way}", "domain", 100)
+                 for way in ("forward", "reverse", "mean")]),
+    (ANSWERS, "further from the base, {:.3f} nats against {:.3f},",
+     [value(direction, f"mol, {way}", "kl_to_base") for way in ("forward", "reverse")]),
+    (ANSWERS, "as near as reverse ({:.3f})", [value(direction, "mol, mean", "kl_to_base")]),
     (ANSWERS, "{:.0%} at 1:1, {:.0%} at 1:4, {:.0%} at 1:8, {:.0%} at 4:1",
      [kept(ratio, ratio.run(MOL, share, SAME_DOMAIN)) for share in ("1:1", "1:4", "1:8", "4:1")]),
 ]
