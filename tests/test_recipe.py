@@ -231,41 +231,39 @@ def test_the_base_reads_under_the_same_autocast_as_the_model(tmp_path):
     assert parts["ce"] != full  # it was bfloat16
 
 
-PROCESSES = """
-import sys
+def one_step(folder, rows, micro):
+    """A step on eight rows, which any number of processes share -> its gradients."""
+    pairs = pairs_of_rows(8)
+    if rows == "uneven":  # of two processes, the second has every general row
+        pairs = [(a, a) if i % 4 < 2 else (b, b) for i, (a, b) in enumerate(pairs)]
+    return gradients(trainer(folder, llama(0), pairs, base=llama(1), micro=micro,
+                             train_sampling_strategy="sequential"))
+
+
+PROCESS = """
+import os, sys
 sys.path[:0] = sys.argv[1:3]
-import torch
-import test_recipe as t
-pairs = t.pairs_of_rows(8)
-if sys.argv[4] == "uneven":  # every general row on one process
-    pairs = [(a, a) if i % 4 < 2 else (b, b) for i, (a, b) in enumerate(pairs)]
-model = t.llama(0)
-the_trainer = t.trainer(sys.argv[3], model, pairs, base=t.llama(1), micro=int(sys.argv[5]),
-                        train_sampling_strategy="sequential")
-gradients = t.gradients(the_trainer)
-if the_trainer.args.process_index == 0:
-    torch.save(gradients, sys.argv[3] + "/gradients.pt")
+import torch, test_recipe
+found = test_recipe.one_step(sys.argv[3], sys.argv[4], 2)
+if os.environ["RANK"] == "0":
+    torch.save(found, sys.argv[3] + "/gradients.pt")
 """
 
 
 @pytest.mark.parametrize("rows", ["mixed", "uneven"])
 def test_two_processes_are_one(rows, tmp_path):
     """The gradients of one process with eight rows, also where one of two has no general row."""
-    found = []
-    (tmp_path / "step.py").write_text(PROCESSES)
-    for count in (1, 2):
-        out = tmp_path / str(count)
-        out.mkdir()
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   "--nproc_per_node", str(count), str(tmp_path / "step.py"), str(ROOT),
-                   str(ROOT / "tests"), str(out), rows, str(4 // count)]
-        done = subprocess.run(command, capture_output=True, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(torch.load(out / "gradients.pt", weights_only=True))
-    assert found[0].keys() == found[1].keys() and found[0]
-    for key in found[0]:
-        torch.testing.assert_close(found[1][key], found[0][key], atol=1e-6, rtol=1e-4)
+    (tmp_path / "step.py").write_text(PROCESS)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         tmp_path / "step.py", ROOT, ROOT / "tests", tmp_path, rows],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    expected = one_step(tmp_path, rows, 4)
+    assert found.keys() == expected.keys() and expected
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], atol=1e-6, rtol=1e-4)
 
 
 # --- the question that is asked with it ----------------------------------------------------------
