@@ -103,15 +103,16 @@ def test_the_table_from_checkpoints_is_the_table_of_the_run(short, capsys):
     assert again == table(rows(short))
 
 
-def test_the_run_says_how_wrong_its_general_text_is(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("kind, how", [("bias", "always in the same way"), ("noise", "at random")])
+def test_the_run_says_how_wrong_its_general_text_is(kind, how, tmp_path, capsys, monkeypatch):
     """The screen and both figures, in words."""
     titles = []
     save = train.forgetting.style.save
     monkeypatch.setattr(train.forgetting.style, "save",
                         lambda figure, picture, what, remark: titles.append(what) or save(
                             figure, picture, what, remark))
-    assert run(tmp_path, "--general-errors", 0.3) == 0
-    remark = "(30% of the general text's answers wrong)"
+    assert run(tmp_path, "--general-errors", 0.3, "--error-kind", kind) == 0
+    remark = f"(30% of the general text's answers wrong, {how})"
     assert f"after 4 steps {remark}" in capsys.readouterr().out
     assert len(titles) == 2 and all(remark in title for title in titles)
 
@@ -129,7 +130,7 @@ def test_several_seeds(tmp_path, capsys):
     starts = [(row["method"], row["seed"]) for row in rows(tmp_path) if row["step"] == 0]
     assert starts == [("base", 0), ("mol", 0), ("base", 1), ("mol", 1)]
     line, = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| mol"))
-    assert line.count("(") == 7  # every metric with its spread over seeds
+    assert line.count("(") == 8  # every metric with its spread over seeds
 
 
 def test_the_base_is_reused(tmp_path, capsys):
