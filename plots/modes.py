@@ -84,7 +84,7 @@ def draw(found, picture):
         for panel in (top, middle):
             panel.set(ylim=(-4, 104), xlabel="steps on the domain")
             panel.grid(axis="y", alpha=0.25)
-        bottom.set(xlabel="think answer, token by token", ylim=(0, 60))
+        bottom.set(xlabel="think answer, token by token", ylim=(0, 100))
         if column == 0:
             top.set_ylabel("exact answers, %")
             middle.set_ylabel("right tokens, %")

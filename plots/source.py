@@ -9,7 +9,7 @@
     no facts         an open sample of as many documents without facts: is a skill kept that the
                      general text never shows?
     no think sums    an open sample of as many documents without think sums
-    noise            words of random letters, related to nothing
+    random letters   words of them, related to nothing
 """
 
 import math
@@ -54,7 +54,7 @@ def without(skill):
     return text
 
 
-def noise(s, seed, world, base):
+def random_letters(s, seed, world, base):
     import data
 
     rng = random.Random(f"noise {seed}")
@@ -67,7 +67,8 @@ def noise(s, seed, world, base):
 
 
 SOURCES = {"open sample": None, "pretraining": pretraining, "own samples": own_samples,
-           "no facts": without("facts"), "no think sums": without("think"), "noise": noise}
+           "no facts": without("facts"), "no think sums": without("think"),
+           "random letters": random_letters}
 METHODS = ("replay", "mol")
 
 

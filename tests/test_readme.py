@@ -7,9 +7,10 @@ sentence changed by hand, fails here until both agree again.
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pytest
 
-from plots import budget, direction, headline, quality, ratio, runs, style
+from plots import budget, direction, headline, modes, quality, ratio, runs, source, style
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -41,8 +42,16 @@ def value(question, run, name):
     return mean(row[name] for row in rows(question, run))
 
 
+def first_wrong(mode):
+    """How many of replay's answers on wrong text first go wrong at each token, of all seeds."""
+    ends = rows(modes, "replay, 70% wrong")
+    return sum(np.array(row["modes"][mode]["first_wrong"]) * 200 for row in ends)
+
+
 FRONT, ANSWERS = "README.md", "plots/README.md"
 BASE = [skill(headline, "ce", name, step=0) for name in style.SKILLS]
+GENERAL = list(style.SKILLS)[:3]
+AT_TENS = 15  # the token of a think answer with the tens of the sum
 REPLAY, MOL = ratio.METHODS
 SAME_DOMAIN, SAME_TOTAL = ratio.BUDGETS
 LONGEST = budget.run("replay", "noise", 40_000, 1200)
@@ -126,6 +135,30 @@ CLAIMS = [
     (ANSWERS, "further from the base, {:.3f} nats against {:.3f},",
      [value(direction, f"mol, {way}", "kl_to_base") for way in ("forward", "reverse")]),
     (ANSWERS, "as near as reverse ({:.3f})", [value(direction, "mol, mean", "kl_to_base")]),
+    (ANSWERS, "`mol` keeps {:.2f}, {:.2f} and {:.2f} of the three skills, and `replay` {:.2f}, "
+     "{:.2f} and {:.2f};", [skill(source, f"{method}, own samples", name)
+                            for method in ("mol", "replay") for name in GENERAL]),
+    (ANSWERS, "from the base there (KL {:.3f} against {:.3f})",
+     [value(source, f"{method}, own samples", "kl_to_base") for method in ("replay", "mol")]),
+    (ANSWERS, "a probability of {:.2f}, where `mol` has {:.2f}",
+     [p_right(source, f"{method}, own samples") for method in ("replay", "mol")]),
+    (ANSWERS, "(no-think {:.2f} and {:.2f}, think {:.2f} and {:.2f})",
+     [skill(source, f"{method}, pretraining", name)
+      for name in ("no_think", "think") for method in ("replay", "mol")]),
+    *((ANSWERS, "the facts end at {:.2f} under both",
+       [skill(source, f"{method}, no facts", "facts")]) for method in ("replay", "mol")),
+    (ANSWERS, "the no-think sums beside them keep {:.2f}.",
+     [skill(source, "mol, no think sums", "no_think")]),
+    (ANSWERS, "(no-think {:.2f}, think {:.2f}); under replay on wrong answers both fall alike "
+     "({:.2f} and {:.2f})", [skill(modes, f"{method}, 70% wrong", mode)
+                             for method in ("mol", "replay") for mode in modes.MODES]),
+    (ANSWERS, "on wrong text {:.0f} are wrong at the end, and {:.0f} of them first go wrong at the "
+     "tens", [first_wrong("think").sum(), first_wrong("think")[AT_TENS]]),
+    (ANSWERS, "All {:.0f} wrong no-think answers break there",
+     [first_wrong("no_think")[0]]),
+    (ANSWERS, "({:.2f} at step 25, no-think {:.2f}), and as fragile as no-think under `mol` "
+     "({:.2f} and {:.2f})", [skill(modes, f"{method}, 0% wrong", mode, 25)
+                     for method in ("replay", "mol") for mode in ("think", "no_think")]),
     (ANSWERS, "{:.0%} at 1:1, {:.0%} at 1:4, {:.0%} at 1:8, {:.0%} at 4:1",
      [kept(ratio, ratio.run(MOL, share, SAME_DOMAIN)) for share in ("1:1", "1:4", "1:8", "4:1")]),
 ]
