@@ -234,13 +234,15 @@ def marked(model, base, tokenizer, asked, texts):
 
 # --- all that are missing ------------------------------------------------------------------------
 
+LORA = {"lora_rank": 8, "lr": 3e-3}
 RUNS = {
     "ce": Run("ce", {}, on_a_real_model),
     "replay, right": Run("replay", {}, on_a_real_model),
     "replay, wrong": Run("replay", {"errors": 1}, on_a_real_model),
     "mol, right": Run("mol", {}, on_a_real_model),
     "mol, wrong": Run("mol", {"errors": 1}, on_a_real_model),
-    "LoRA mol, wrong": Run("mol", {"errors": 1, "lora_rank": 8, "lr": 3e-3}, on_a_real_model),
+    "LoRA ce": Run("ce", LORA, on_a_real_model),
+    "LoRA mol, wrong": Run("mol", {"errors": 1, **LORA}, on_a_real_model),
 }
 
 
@@ -372,7 +374,7 @@ def draw(found, picture):
         panel.grid(axis="x", alpha=0.25)
     kept = ", ".join(f"{label} {mean(row['accuracy']['shown'] for row in ends[label]):.0%}"
                      for label in ("ce", "replay, wrong", "mol, wrong"))
-    style.save(figure, picture, f"A real model, what it knew of the kinds shown: {kept}",
+    style.save(figure, picture, f"What a real model still knows of the kinds of fact shown: {kept}",
                f"{len(ends['ce'])} seeds: dots the mean, lines lowest to highest")
 
 
