@@ -327,6 +327,12 @@ def toy_world(seed, general_errors=0.7, error_kind="bias", vocab_size=512,
     every = {**skills, **manual}
     probes = {name: kind.probes for name, kind in every.items() if kind.probes}
     asked = [probes[skill][0][0] for skill in ("no_think", "think", "facts", "domain")]
+    samples = {name: [(prompt + answer).strip() for prompt, answer in kind.train[:2]]
+               for name, kind in every.items()}
+    if general_errors:
+        for name in ("no_think", "think", "facts"):
+            wrong = text("sample", {name: skills[name]}, 1, errors=1.0, error_kind=error_kind)
+            samples[name][1] = f"{wrong.strip()}  (a wrong one)"
     return World(
         tokenizer=tokenizer,
         pretraining=encode(tokenizer, pretraining),
@@ -337,8 +343,7 @@ def toy_world(seed, general_errors=0.7, error_kind="bias", vocab_size=512,
         heldout_domain=encode(tokenizer, text("heldout manual", manual, 200, part="heldout")),
         probes=probes,
         prompts=asked + ["the old fox"],
-        samples={name: [(prompt + answer).strip() for prompt, answer in kind.train[:2]]
-                 for name, kind in every.items()},
+        samples=samples,
     )
 
 

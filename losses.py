@@ -29,9 +29,9 @@ def log_probs(logits):
 
 
 def without_padding(logits, targets):
-    """Logits or hidden states (B, T, ...), zero where the target is padding, were they nan."""
+    """Logits or hidden states (B, T, ...), zero where the target is padding, even if nan."""
     is_padding = (targets == PADDING).unsqueeze(-1)  # (B, T, 1)
-    return logits.masked_fill(is_padding, 0.0) if is_padding.any() else logits  # a copy if need be
+    return logits.masked_fill(is_padding, 0.0) if is_padding.any() else logits
 
 
 def cross_entropy(logits, targets):

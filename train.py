@@ -297,8 +297,9 @@ def experiment(s):
             if seed == first:
                 shown = answers(models, world, world.prompts)
         remark = "" if s.general else wrong_answers(s.general_errors, s.error_kind)
-        print(f"\nafter {s.steps} steps{remark}\nlosses in nats per token; skills in share of "
-              "exact answers; p(right): mean probability of a right general answer")
+        units = "" if s.general else ("; skills in share of exact answers; p(right): the mean "
+                                      "probability of a right general answer")
+        print(f"\nafter {s.steps} steps{remark}\nlosses in nats per token{units}")
         print(table(rows))
         print(f"\nthe same prompts, answered by every model (seed {first})")
         print(shown)

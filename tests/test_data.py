@@ -323,3 +323,12 @@ def test_what_a_terminal_might_obey_is_not_printed(tmp_path, capsys):
 def test_prompts_of_own_text_are_short_in_any_script():
     assert data.openings("abc " * 1000, 2) == [("abc " * 15)[:60]] * 2
     assert [len(opening) for opening in data.openings("你好" * 1000, 3)] == [60] * 3
+
+
+@pytest.mark.parametrize("errors, wrong", [(0.0, False), (0.7, True)])
+def test_the_samples_show_what_is_wrong_in_the_general_text(errors, wrong):
+    samples = data.toy_world(0, errors, pretraining_documents=200).samples
+    sums = [re.match(r"(\d\d)\+(\d\d)=(\d\d)", line).groups() for line in samples["no_think"]]
+    assert [int(a) + int(b) - int(told) for a, b, told in sums] == [0, 10 * wrong]
+    assert all(("(a wrong one)" in samples[kind][1]) == (wrong and kind not in ("stories", "domain"))
+               for kind in samples)
