@@ -125,8 +125,9 @@ def pieces(text, tokenizer, length, count, setting):
     """`count` pieces of `length` tokens, evenly spaced in a text. Raises BadInput."""
     from data import BadInput
     tokens = tokenizer.encode(text, add_special_tokens=False)
-    if len(tokens) < length:
-        raise BadInput(f"--length {length}: the {setting} has only {len(tokens)} tokens")
+    if len(tokens) < length + count:
+        raise BadInput(f"--length {length}: the {setting} has only {len(tokens)} tokens, too few "
+                       f"for {count} rows")
     step = max(1, (len(tokens) - length) // count)
     return [tokens[i * step:i * step + length] for i in range(count)]
 
@@ -178,6 +179,7 @@ def on_a_real_model(method, s, seed, model, tokenizer):
             save_strategy="no", logging_strategy="no", seed=seed, remove_unused_columns=False,
             dataloader_drop_last=True, dataloader_pin_memory=False)
         trainer = MolTrainer(model, args, collate, pairs, base=None if s.lora_rank else base)
+        base.to(model.device)  # where Trainer has put the model
         rows = [{"step": 0, **marked(base, base, tokenizer, asked, texts)}]
         trainer.train()
     rows.append({"step": s.steps, **marked(model.eval(), base, tokenizer, asked, texts)})
@@ -224,6 +226,7 @@ def marked(model, base, tokenizer, asked, texts):
     row["probability"] = {name: probability for name, (_, probability) in found.items()}
     with torch.no_grad():
         for name, tokens in texts.items():
+            tokens = tokens.to(model.device)
             logits = model(input_ids=tokens).logits[:, :-1]  # (B, T - 1, V)
             row[f"{name}_loss"] = cross_entropy(logits, tokens[:, 1:]).mean().item()
             if name == "prose":

@@ -2,12 +2,20 @@
 
     pip install transformers accelerate        and peft for LoRA
 
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    base = copy.deepcopy(model)
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
-    args = TrainingArguments(..., remove_unused_columns=False, dataloader_drop_last=True)
-    MolTrainer(model, args, collate, pairs, base=base).train()
+    args = TrainingArguments(..., bf16=True, remove_unused_columns=False,
+                             dataloader_drop_last=True)
+    MolTrainer(model, args, collate, pairs, eval_dataset=held_out, base=base).train()
 
-The base is a second copy of the model, or None with PEFT: then it is the model itself with its
-adapters off. What runs Trainer on many machines, DDP, FSDP or DeepSpeed, is not touched.
+float32 is said because a model saved in bfloat16 is loaded so, and small steps are lost in it;
+bf16=True makes it quick all the same. With PEFT the base may be None: then it is the model with its
+adapters off. That is right for adapters that start as no change, and wrong for trained ones and for
+PiSSA, OLoRA or LoftQ, which change the weights themselves: give the base there.
+
+Tested on one process and, as DDP, on two. FSDP with use_orig_params and DeepSpeed's ZeRO-3 leave
+only a part of the head's weight on a process: there use losses.mixture_of_losses on the logits.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -22,8 +30,9 @@ def collate(pairs):
     """Pairs of rows (tokens, is_domain) -> input_ids and attention_mask (B, T), is_domain (B,).
 
     An item of the dataset is a domain row and its general row together, so every batch is mixed 1:1
-    whatever shuffles, shards or accumulates. There are no labels: the model would shift them once
-    more. Padding is known by the mask, not by its token, which is often the end token too.
+    whatever shuffles, shards or accumulates. Padding is known by the mask, not by its token, which
+    is often the end token too. MolTrainer shifts the tokens to make the targets. It needs no
+    labels; in a batch that has some, those of -100 are no targets, as in a prompt not to learn.
     """
     rows = [row for pair in pairs for row in pair]
     longest = max(len(tokens) for tokens, _ in rows)
@@ -39,7 +48,8 @@ class MolTrainer(Trainer):
     """transformers.Trainer whose loss is MoL; `base` as above.
 
     Each step's loss is the mean over its sequences, over micro-batches and processes too, where all
-    have as many: so the last, incomplete batch is dropped.
+    have as many: so the last, incomplete batch is dropped. It is dropped in evaluation too, where
+    per_device_eval_batch_size must not exceed the number of pairs.
     """
 
     def __init__(self, *arguments, base=None, **more):
@@ -49,12 +59,13 @@ class MolTrainer(Trainer):
                              "is_domain is dropped, and dataloader_drop_last=True, or a last short "
                              "batch weighs as much as a full one")
         self.base = base.to(self.args.device).requires_grad_(False) if base else None
-        # Else Trainer believes that the loss is divided by all of a step's tokens already, and
-        # gradients grow with the number of micro-batches.
+        # Else Trainer believes, of a batch with labels, that the loss is divided by all of a step's
+        # tokens already, and gradients grow with the number of micro-batches.
         self.model_accepts_loss_kwargs = False
+        self.label_names = ["is_domain"]  # or evaluation would call the model, and have no loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self.accelerator.autocast():  # of Trainer's own, only the model knows
+        with self.accelerator.autocast():  # Trainer's own covers the model, but not base and head
             loss, ce, kl = self.mixture(model, inputs)
         return (loss, {"ce": ce, "kl": kl}) if return_outputs else loss
 
@@ -64,6 +75,8 @@ class MolTrainer(Trainer):
         # The target of a position is the next token, if both are tokens: padding may be left of the
         # text too.
         is_target = mask[:, :-1] & mask[:, 1:]
+        if "labels" in inputs:
+            is_target &= inputs["labels"][:, 1:] != PADDING
         targets = tokens[:, 1:].masked_fill(~is_target, PADDING)  # (B, T - 1)
         of_base = None, None
         if not is_domain.all():
@@ -87,14 +100,16 @@ class MolTrainer(Trainer):
 def hidden_and_head(model, tokens, mask):
     """What the head reads at all positions except the last, (B, T - 1, C), and its weight (V, C).
 
-    The model is called as a whole, since DDP and FSDP act there; logits are made at one position.
-    Raises ValueError for a model whose head does more than multiply, as one with a bias or a cap.
+    The model is called as a whole, since DDP acts there; logits are made at one position. Raises
+    ValueError for a head that does more than multiply by its weight: with a bias, a cap, adapters.
     """
     out = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True,
                 logits_to_keep=1, use_cache=False)
     hidden, head = out.hidden_states[-1], getattr(model, "module", model).get_output_embeddings()
-    expected = hidden[:, -1:] @ head.weight.T
-    if not torch.allclose(out.logits.float(), expected.float(), atol=1e-2, rtol=1e-2):
+    expected = (hidden[:, -1:] @ head.weight.T).float()
+    is_plain = getattr(head, "bias", None) is None and not hasattr(head, "lora_A")
+    if not (is_plain and torch.allclose(out.logits.float(), expected, atol=1e-2, rtol=1e-2,
+                                        equal_nan=True)):
         raise ValueError("this model's head is no plain product; use losses.mixture_of_losses on "
                          "its logits")
     return hidden[:, :-1], head.weight

@@ -68,14 +68,16 @@ def trainer(folder, model, pairs=None, base=None, micro=2, accumulate=1, **more)
 def by_hand(model, base, batch):
     """MoL of a batch row by row, each cut to its own length: no padding anywhere."""
     losses = []
-    for tokens, mask, is_domain in zip(batch["input_ids"], batch["attention_mask"],
-                                       batch["is_domain"]):
-        row = tokens[mask.bool()][None]
-        logits = model(row).logits[0, :-1]
+    labels = batch.get("labels", batch["input_ids"])
+    for tokens, mask, labels, is_domain in zip(batch["input_ids"], batch["attention_mask"].bool(),
+                                               labels, batch["is_domain"]):
+        row, is_target = tokens[mask][None], labels[mask][1:] != -100
+        logits = model(row).logits[0, :-1][is_target]
         if is_domain:
-            losses.append(F.cross_entropy(logits, row[0, 1:]))
+            losses.append(F.cross_entropy(logits, row[0, 1:][is_target]))
         else:
-            log_p, log_q = logits.log_softmax(-1), base(row).logits[0, :-1].log_softmax(-1)
+            log_p = logits.log_softmax(-1)
+            log_q = base(row).logits[0, :-1][is_target].log_softmax(-1)
             losses.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
     return sum(losses) / len(losses)
 
@@ -102,6 +104,28 @@ def test_padding_is_known_by_the_mask(side, tmp_path):
     assert (batch["attention_mask"] == 0).any()
     loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
     torch.testing.assert_close(loss, by_hand(model, base, batch))
+
+
+def test_labels_of_another_collator_mask_the_prompt(tmp_path):
+    model, base = llama(0).eval(), llama(1).eval()
+    batch = collate(pairs_of_rows(2))
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :3] = -100
+    batch["labels"] = labels
+    loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
+    torch.testing.assert_close(loss, by_hand(model, base, batch))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation_tells_the_same_loss(name, tmp_path):
+    """Trainer looks for labels, and without them tells none; the fifth pair is dropped."""
+    model, base = MODELS[name](0), MODELS[name](1)
+    the_trainer = trainer(tmp_path, model, base=base, per_device_eval_batch_size=2)
+    pairs = pairs_of_rows(5, seed=3)
+    told = the_trainer.evaluate(pairs)["eval_loss"]
+    model.eval(), base.eval()
+    expected = [by_hand(model, base, collate(pairs[i:i + 2])).item() for i in (0, 2)]
+    assert told == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("kinds", ["domain", "general"])
@@ -205,17 +229,42 @@ def test_every_batch_is_mixed_one_to_one(tmp_path):
         assert batch["is_domain"].tolist() == [True, False] * 3
 
 
-def test_a_head_that_does_more_is_refused(tmp_path):
-    class Capped(GPT2LMHeadModel):
-        def forward(self, *arguments, **more):
-            out = super().forward(*arguments, **more)
-            out.logits = out.logits.tanh()
-            return out
+class Capped(GPT2LMHeadModel):
+    def forward(self, *arguments, **more):
+        out = super().forward(*arguments, **more)
+        out.logits = out.logits.tanh()
+        return out
 
+
+def capped():
     torch.manual_seed(0)
-    model = Capped(gpt2().config)
+    return Capped(gpt2().config)
+
+
+def with_a_bias():
+    """Of zeros: no value tells it apart, but it would never be trained."""
+    model = llama()
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(V))
+    return model
+
+
+def with_adapters_on_the_head():
+    return get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+
+
+@pytest.mark.parametrize("made", [capped, with_a_bias, with_adapters_on_the_head])
+def test_a_head_that_does_more_is_refused(made, tmp_path):
+    model = made()
     with pytest.raises(ValueError, match="head"):
-        trainer(tmp_path, model, base=gpt2(1)).compute_loss(model, collate(pairs_of_rows(1)))
+        trainer(tmp_path, model, base=llama(1)).compute_loss(model, collate(pairs_of_rows(1)))
+
+
+def test_a_run_that_diverged_is_not_taken_for_another_head(tmp_path):
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    loss = trainer(tmp_path, model, base=llama(1)).compute_loss(model, collate(pairs_of_rows(1)))
+    assert loss.isnan()
 
 
 def test_the_base_reads_under_the_same_autocast_as_the_model(tmp_path):
@@ -247,6 +296,8 @@ import torch, test_recipe
 found = test_recipe.one_step(sys.argv[3], sys.argv[4], 2)
 if os.environ["RANK"] == "0":
     torch.save(found, sys.argv[3] + "/gradients.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
