@@ -10,7 +10,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from plots import budget, direction, headline, modes, quality, ratio, runs, source, style
+from plots import amount, budget, direction, headline, modes, quality, ratio, runs, source, style
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -163,6 +163,21 @@ CLAIMS = [
     (ANSWERS, "({:.2f} at step 25, no-think {:.2f}), and as fragile as no-think under `mol` "
      "({:.2f} and {:.2f})", [skill(modes, f"{method}, 0% wrong", mode, 25)
                      for method in ("replay", "mol") for mode in ("think", "no_think")]),
+    (ANSWERS, "for `mol` ({:.0%}) and for `replay` on right answers ({:.0%});",
+     [kept(amount, amount.run(method, 1000)) for method in ("mol", "replay")]),
+    (ANSWERS, "300 documents keep {:.0%} under `mol` and {:.0%} under `replay`, 100 keep {:.0%} "
+     "and {:.0%}, 30 only {:.0%} and {:.0%}.",
+     [kept(amount, amount.run(method, count))
+      for count in (300, 100, 30) for method in ("mol", "replay")]),
+    (ANSWERS, "it ends at {:.2f} nats per token on the ones that it saw and {:.2f} on others",
+     [value(amount, amount.run("replay", 30), f"{text}_loss") for text in ("seen", "unseen")]),
+    (ANSWERS, "agrees with the base to {:.2f} nats where it was asked and is {:.2f} away",
+     [value(amount, amount.run("mol", 30), f"{text}_kl") for text in ("seen", "unseen")]),
+    (ANSWERS, "`replay` is above it ({:.1%} and {:.1%}).",
+     [kept(amount, amount.run(method, 10_000)) for method in ("replay", "mol")]),
+    (ANSWERS, "(KL {:.3f} on seen text, {:.3f} on unseen); on 30 the KL is {:.2f} on seen text and "
+     "{:.2f} on unseen", [value(amount, amount.run("mol", count), f"{text}_kl")
+                          for count in (1000, 30) for text in ("seen", "unseen")]),
     (ANSWERS, "{:.0%} at 1:1, {:.0%} at 1:4, {:.0%} at 1:8, {:.0%} at 4:1",
      [kept(ratio, ratio.run(MOL, share, SAME_DOMAIN)) for share in ("1:1", "1:4", "1:8", "4:1")]),
 ]
