@@ -10,7 +10,8 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from plots import amount, budget, direction, headline, modes, quality, ratio, runs, source, style
+from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, runs,
+                   source, style)
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -54,6 +55,7 @@ GENERAL = list(style.SKILLS)[:3]
 AT_TENS = 15  # the token of a think answer with the tens of the sum
 REPLAY, MOL = ratio.METHODS
 SAME_DOMAIN, SAME_TOTAL = ratio.BUDGETS
+ALL_FOUR = "mol to the latest model, earlier domains too"
 LONGEST = budget.run("replay", "noise", 40_000, 1200)
 
 CLAIMS = [
@@ -178,6 +180,11 @@ CLAIMS = [
     (ANSWERS, "(KL {:.3f} on seen text, {:.3f} on unseen); on 30 the KL is {:.2f} on seen text and "
      "{:.2f} on unseen", [value(amount, amount.run("mol", count), f"{text}_kl")
                           for count in (1000, 30) for text in ("seen", "unseen")]),
+    (ANSWERS, "`mol` keeps {:.2f} of the earlier domains",
+     [mean(skill(domains, ALL_FOUR, name) for name in domains.DOMAINS[:-1])]),
+    (ANSWERS, "drifts a little: {:.2f} of the general skills, `replay` {:.2f}.",
+     [kept(domains, ALL_FOUR), kept(domains, "replay, earlier domains too")]),
+    (ANSWERS, "`ce` learns it only to {:.2f} as the last", [skill(domains, "ce", "larger")]),
     (ANSWERS, "{:.0%} at 1:1, {:.0%} at 1:4, {:.0%} at 1:8, {:.0%} at 4:1",
      [kept(ratio, ratio.run(MOL, share, SAME_DOMAIN)) for share in ("1:1", "1:4", "1:8", "4:1")]),
 ]
