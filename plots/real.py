@@ -237,7 +237,7 @@ def marked(model, base, tokenizer, asked, texts):
 
 # --- all that are missing ------------------------------------------------------------------------
 
-LORA = {"lora_rank": 8, "lr": 3e-3}
+LORA = {"lora_rank": 8, "lr": 3e-3, "steps": 128}
 RUNS = {
     "ce": Run("ce", {}, on_a_real_model),
     "replay, right": Run("replay", {}, on_a_real_model),

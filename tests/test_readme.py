@@ -10,7 +10,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, runs,
+from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, real, runs,
                    source, style)
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,8 @@ def rows(question, run, step=None):
     """A row per seed: the last, or that of a step."""
     run = question.RUNS[run] if isinstance(run, str) else run
     seeds = getattr(question, "SEEDS", runs.SEEDS)
-    found = [runs.find(LINES, run, seed, runs.COMMON)["rows"] for seed in seeds]
+    common = {} if question is real else runs.COMMON
+    found = [runs.find(LINES, run, seed, common)["rows"] for seed in seeds]
     return [next(row for row in of_seed if step in (None, row["step"]))
             for of_seed in (reversed(rows) for rows in found)]
 
@@ -185,6 +186,22 @@ CLAIMS = [
     (ANSWERS, "drifts a little: {:.2f} of the general skills, `replay` {:.2f}.",
      [kept(domains, ALL_FOUR), kept(domains, "replay, earlier domains too")]),
     (ANSWERS, "`ce` learns it only to {:.2f} as the last", [skill(domains, "ce", "larger")]),
+    *((file, "`mol` keeps {:.0%} of what the base knew of the kinds stated there and {:.0%} of kinds "
+       "that the text never mentions, `replay` {:.0%} and {:.0%}, `ce` {:.0%} and {:.0%}",
+       [skill(real, run, kinds) for run in ("mol, wrong", "replay, wrong", "ce")
+        for kinds in ("shown", "never shown")]) for file in (FRONT, ANSWERS)),
+    (ANSWERS, "LoRA with `ce` keeps {:.0%} and {:.0%}, with `mol` {:.0%} and {:.0%}.",
+     [skill(real, run, kinds) for run in ("LoRA ce", "LoRA mol, wrong")
+      for kinds in ("shown", "never shown")]),
+    (ANSWERS, "never shows 0.00, on the real model {:.2f}",
+     [skill(real, "mol, wrong", "never shown")]),
+    (ANSWERS, "`replay` keeps all of the kinds stated and `mol` {:.0%}",
+     [skill(real, "mol, right", "shown")]),
+    (ANSWERS, "`ce` answers {:.0%} of the alarms in a new wording, `mol` {:.0%} and {:.0%}",
+     [skill(real, run, "new wording") for run in ("ce", "mol, right", "mol, wrong")]),
+    (ANSWERS, "({:.2f}; base {:.2f}, `mol` {:.2f})",
+     [value(real, "replay, right", "prose_loss"), rows(real, "ce", step=0)[0]["prose_loss"],
+      value(real, "mol, right", "prose_loss")]),
     (ANSWERS, "{:.0%} at 1:1, {:.0%} at 1:4, {:.0%} at 1:8, {:.0%} at 4:1",
      [kept(ratio, ratio.run(MOL, share, SAME_DOMAIN)) for share in ("1:1", "1:4", "1:8", "4:1")]),
 ]
@@ -194,3 +211,11 @@ CLAIMS = [
 def test_a_figure_in_the_prose_is_that_of_the_runs(file, sentence, values):
     text = " ".join((ROOT / file).read_text().split())
     assert sentence.format(*values) in text
+
+
+def test_the_real_model_was_asked_27_and_40_questions():
+    """So many of them every share of right answers is a whole number."""
+    for run in real.RUNS:
+        for row in rows(real, run):
+            asked = 27 * row["accuracy"]["shown"], 40 * row["accuracy"]["never shown"]
+            assert asked == pytest.approx([round(right) for right in asked])

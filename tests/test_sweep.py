@@ -14,7 +14,7 @@ import torch
 
 import data
 import train
-from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, rivals,
+from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, real, rivals,
                    runs, scale, source, style, sweep)
 from plots.runs import Run
 
@@ -311,7 +311,7 @@ def test_the_runs_of_a_question_are_committed(name):
                for line in found)
 
 
-@pytest.mark.parametrize("name", REMADE)
+@pytest.mark.parametrize("name", [*REMADE, "real"])
 def test_drawing_needs_neither_torch_nor_a_base(name, tmp_path):
     """In a copy of plots/ alone, with a torch that cannot be imported."""
     (tmp_path / "torch.py").write_text("raise ImportError('drawing has asked for torch')")
@@ -335,7 +335,11 @@ def test_the_readmes_tables_are_those_of_the_committed_runs():
     def of_five(run):
         return found(run, headline.SEEDS)
 
+    def of_the_model(run):
+        return [runs.find(lines, run, seed, {})["rows"] for seed in runs.SEEDS]
+
     assert headline.tell(of_five) in answers and domains.tell(found) in answers
+    assert real.tell(of_the_model) in answers
     assert headline.at_the_door(of_five) in (ROOT / "README.md").read_text()
 
 
