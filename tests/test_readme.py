@@ -186,8 +186,8 @@ CLAIMS = [
     (ANSWERS, "drifts a little: {:.2f} of the general skills, `replay` {:.2f}.",
      [kept(domains, ALL_FOUR), kept(domains, "replay, earlier domains too")]),
     (ANSWERS, "`ce` learns it only to {:.2f} as the last", [skill(domains, "ce", "larger")]),
-    *((file, "`mol` keeps {:.0%} of what the base knew of the kinds stated there and {:.0%} of kinds "
-       "that the text never mentions, `replay` {:.0%} and {:.0%}, `ce` {:.0%} and {:.0%}",
+    *((file, "`mol` keeps {:.0%} of what the base knew of the kinds stated there and {:.0%} of "
+       "kinds that the text never mentions, `replay` {:.0%} and {:.0%}, `ce` {:.0%} and {:.0%}",
        [skill(real, run, kinds) for run in ("mol, wrong", "replay, wrong", "ce")
         for kinds in ("shown", "never shown")]) for file in (FRONT, ANSWERS)),
     (ANSWERS, "LoRA with `ce` keeps {:.0%} and {:.0%}, with `mol` {:.0%} and {:.0%}.",

@@ -14,8 +14,8 @@ import torch
 
 import data
 import train
-from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, real, rivals,
-                   runs, scale, source, style, sweep)
+from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, real,
+                   rivals, runs, scale, source, style, sweep)
 from plots.runs import Run
 
 ROOT = Path(__file__).parent.parent
