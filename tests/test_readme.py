@@ -10,8 +10,8 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, real, runs,
-                   source, style)
+from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, real,
+                   rivals, runs, source, style)
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -200,8 +200,24 @@ CLAIMS = [
     (ANSWERS, "`ce` answers {:.0%} of the alarms in a new wording, `mol` {:.0%} and {:.0%}",
      [skill(real, run, "new wording") for run in ("ce", "mol, right", "mol, wrong")]),
     (ANSWERS, "({:.2f}; base {:.2f}, `mol` {:.2f})",
-     [value(real, "replay, right", "prose_loss"), rows(real, "ce", step=0)[0]["prose_loss"],
-      value(real, "mol, right", "prose_loss")]),
+     [value(real, "replay, right", "prose_loss"),
+      rows(real, "ce", step=0)[0]["prose_loss"], value(real, "mol, right", "prose_loss")]),
+    (ANSWERS, "`mol` keep {:.0%} and {:.0%} of the general skills and learn the domain, the next is "
+     "`ewc` with {:.0%}; on right answers `replay` keeps {:.0%}.",
+     [kept(rivals, rivals.run(*best)) for best in (
+         ("mol", 1.0), ("LoRA mol", 0.04), ("ewc", 1000.0), ("replay, right answers", 0.0015))]),
+    (ANSWERS, "on its rate: {:.0%}, {:.0%} and {:.0%} at 0.003, 0.006 and 0.0015",
+     [kept(rivals, rivals.run("replay", rate)) for rate in (3e-3, 6e-3, 1.5e-3)]),
+    (ANSWERS, "and {:.2f} of the domain is learnt with nothing kept",
+     [skill(rivals, rivals.run("domain_kl", 1.0), "domain")]),
+    (ANSWERS, "at strength 3000 it keeps {:.0%}, but learns only {:.2f} of the domain",
+     [kept(rivals, rivals.run("ewc", 3000.0)),
+      skill(rivals, rivals.run("ewc", 3000.0), "domain")]),
+    (ANSWERS, "strengths 0.3 to 3 keep {:.0%} of the general skills and learn {:.2f} of the domain "
+     "or more; at 10 it comes too late ({:.2f})",
+     [min(kept(rivals, rivals.run("mol", strength)) for strength in (0.3, 1.0, 3.0)),
+      min(skill(rivals, rivals.run("mol", strength), "domain") for strength in (0.3, 1.0, 3.0)),
+      skill(rivals, rivals.run("mol", 10.0), "domain")]),
     (ANSWERS, "{:.0%} at 1:1, {:.0%} at 1:4, {:.0%} at 1:8, {:.0%} at 4:1",
      [kept(ratio, ratio.run(MOL, share, SAME_DOMAIN)) for share in ("1:1", "1:4", "1:8", "4:1")]),
 ]
