@@ -200,8 +200,8 @@ CLAIMS = [
     (ANSWERS, "`ce` answers {:.0%} of the alarms in a new wording, `mol` {:.0%} and {:.0%}",
      [skill(real, run, "new wording") for run in ("ce", "mol, right", "mol, wrong")]),
     (ANSWERS, "({:.2f}; base {:.2f}, `mol` {:.2f})",
-     [value(real, "replay, right", "prose_loss"),
-      rows(real, "ce", step=0)[0]["prose_loss"], value(real, "mol, right", "prose_loss")]),
+     [value(real, "replay, right", "prose_loss"), rows(real, "ce", 0)[0]["prose_loss"],
+      value(real, "mol, right", "prose_loss")]),
     (ANSWERS, "`mol` keep {:.0%} and {:.0%} of the general skills and learn the domain, the next is "
      "`ewc` with {:.0%}; on right answers `replay` keeps {:.0%}.",
      [kept(rivals, rivals.run(*best)) for best in (
