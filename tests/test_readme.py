@@ -202,8 +202,8 @@ CLAIMS = [
     (ANSWERS, "({:.2f}; base {:.2f}, `mol` {:.2f})",
      [value(real, "replay, right", "prose_loss"), rows(real, "ce", 0)[0]["prose_loss"],
       value(real, "mol, right", "prose_loss")]),
-    (ANSWERS, "`mol` keep {:.0%} and {:.0%} of the general skills and learn the domain, the next is "
-     "`ewc` with {:.0%}; on right answers `replay` keeps {:.0%}.",
+    (ANSWERS, "`mol` keep {:.0%} and {:.0%} of the general skills and learn the domain, the next "
+     "is `ewc` with {:.0%}; on right answers `replay` keeps {:.0%}.",
      [kept(rivals, rivals.run(*best)) for best in (
          ("mol", 1.0), ("LoRA mol", 0.04), ("ewc", 1000.0), ("replay, right answers", 0.0015))]),
     (ANSWERS, "on its rate: {:.0%}, {:.0%} and {:.0%} at 0.003, 0.006 and 0.0015",
