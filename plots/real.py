@@ -128,7 +128,7 @@ def pieces(text, tokenizer, length, count, setting):
     if len(tokens) < length + count:
         raise BadInput(f"--length {length}: the {setting} has only {len(tokens)} tokens, too few "
                        f"for {count} rows")
-    step = max(1, (len(tokens) - length) // count)
+    step = (len(tokens) - length) // count
     return [tokens[i * step:i * step + length] for i in range(count)]
 
 

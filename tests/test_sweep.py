@@ -340,6 +340,8 @@ def test_the_readmes_tables_are_those_of_the_committed_runs():
 
     assert headline.tell(of_five) in answers and domains.tell(found) in answers
     assert real.tell(of_the_model) in answers
+    _, of_the_best, _ = rivals.tell(found).split("\n\n")
+    assert of_the_best.partition("\n")[2] in answers
     assert headline.at_the_door(of_five) in (ROOT / "README.md").read_text()
 
 
