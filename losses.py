@@ -18,7 +18,6 @@ sequence of padding alone counts as 0, and so does an empty batch.
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 PADDING = -100  # PyTorch's and Hugging Face's mark for a target that is no token
 
@@ -142,8 +141,8 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
 
     With a vocabulary of 150,000 the logits of 4,096 tokens take 2.5 GB in float32, and the plain
     loss holds about five such tensors. Here a few tokens' logits are made, turned into nats and
-    dropped; the backward pass makes them again (torch.utils.checkpoint). Raises ValueError if the
-    shapes do not fit.
+    into their part of the gradient, and dropped. Only the loss has a gradient; its two parts are
+    there to be read. Raises ValueError if the shapes do not fit.
     """
     domain, general = rows_of(is_domain)
     if base_hidden is None:
@@ -152,25 +151,61 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
         raise ValueError(f"base_hidden {tuple(base_hidden.shape)} and base_head "
                          f"{tuple(base_head.shape)} do not fit {len(general)} general rows of "
                          f"{hidden.shape[1]} tokens and a vocabulary of {len(head)}")
-
-    def ce_of(hidden, targets):  # (N, C), (N,)
-        return cross_entropy((hidden @ head.T)[None], targets[None])[0]  # (N,)
-
-    def kl_of(hidden, base_hidden):  # (N, C), (N, C')
-        return kl_divergence(hidden @ head.T, base_hidden @ base_head.T, direction)  # (N,)
-
     domain_targets, general_targets = targets[domain], targets[general]
-    ce = in_chunks(ce_of, chunk, without_padding(hidden[domain], domain_targets), domain_targets)
-    kl = in_chunks(kl_of, chunk, without_padding(hidden[general], general_targets),
-                   without_padding(base_hidden, general_targets))
-    return mixed(ce, kl, domain_targets, general_targets, strength)
+    inputs = (without_padding(hidden[domain], domain_targets),
+              without_padding(hidden[general], general_targets), head)
+    base_hidden = without_padding(base_hidden, general_targets)
+    # Copies where the chunks' gradients gather, as those of micro-batches do.
+    copies = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    domain_hidden, general_hidden, copied_head = copies
+
+    def ce_of(hidden, targets):  # (N, C), (N,) -> (N,)
+        return cross_entropy((hidden @ copied_head.T)[None], targets[None])[0]
+
+    def kl_of(hidden, base_hidden):  # (N, C), (N, C') -> (N,)
+        return kl_divergence(hidden @ copied_head.T, base_hidden @ base_head.T, direction)
+
+    weights = token_weights(targets)  # (B, T)
+    ce = in_chunks(ce_of, chunk, weights[domain], domain_hidden, domain_targets)
+    kl = in_chunks(kl_of, chunk, strength * weights[general], general_hidden, base_hidden)
+    loss, ce, kl = mixed(ce, kl, domain_targets, general_targets, strength)
+    return WithGradient.apply(loss, targets.numel(), *inputs, *(x.grad for x in copies)), ce, kl
 
 
-def in_chunks(nats_of, chunk, *rows):
+def token_weights(targets):
+    """How much each token counts in the batch's mean, times the tokens there are: (B, T).
+
+    About 1 each, for the sake of float16, in which a gradient of 1/4,096 of that would be 0.
+    """
+    is_token = targets != PADDING
+    return is_token * targets.shape[1] / is_token.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def in_chunks(nats_of, chunk, weights, *rows):
     """nats_of, `chunk` tokens at a time: tensors (B, T, ...) -> nats per token (B, T).
 
-    What is made on the way is made again in the backward pass instead of being kept.
+    The backward pass of sum(weights * nats) follows on each chunk at once, and its logits can go.
     """
-    pieces = zip(*(of_rows.flatten(0, 1).split(chunk) for of_rows in rows))
-    nats = [checkpoint(nats_of, *piece, use_reentrant=False) for piece in pieces]
-    return torch.cat(nats).view(rows[0].shape[:2])
+    found = []
+    for weight, *piece in zip(*(x.flatten(0, 1).split(chunk) for x in (weights, *rows))):
+        nats = nats_of(*piece)
+        if nats.requires_grad:
+            (weight * nats).sum().backward()
+        found.append(nats.detach())
+    return torch.cat(found).view(weights.shape)
+
+
+class WithGradient(torch.autograd.Function):
+    """A loss, with the gradients of count * loss at its three inputs already made."""
+
+    @staticmethod
+    def forward(ctx, loss, count, domain_hidden, general_hidden, head, *gradients):
+        ctx.count = count
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss):
+        at_inputs = (None if x is None else grad_loss / ctx.count * x for x in ctx.saved_tensors)
+        return None, None, *at_inputs, None, None, None

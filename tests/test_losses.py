@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -227,7 +228,7 @@ def hidden_batch(dtype=torch.float32):
         torch.randn(*shape, generator=g, dtype=dtype)
         for shape in ((4, 5, 6), (7, 6), (4, 5, 3), (7, 3)))
     targets = torch.randint(7, (4, 5), generator=g)
-    targets[0, 3:] = targets[2, 1:] = PADDING
+    targets[0, 3:] = targets[2] = targets[3, 4:] = PADDING
     return hidden, head, base_hidden, base_head, targets
 
 
@@ -263,21 +264,59 @@ def test_gradients_from_hidden_states():
 
 
 def test_logits_never_exist_whole(monkeypatch):
-    sizes = []
+    sizes, seen = [], []
 
     def spy(logits, real=losses.log_probs):
+        assert sum(there() is not None for there in seen) <= 2  # the other side of the same KL
         sizes.append(logits.numel() // 7)  # tokens
-        return real(logits)
+        log_p = real(logits)
+        seen.extend([weakref.ref(logits), weakref.ref(log_p)])
+        return log_p
 
     monkeypatch.setattr(losses, "log_probs", spy)
     hidden, head, base_hidden, base_head, targets = hidden_batch()
     is_domain = torch.tensor([True, False, False, True])
     loss, _, _ = mixture_from_hidden(hidden.requires_grad_(), head, targets, is_domain,
                                      base_hidden[~is_domain], base_head, chunk=3)
-    forward = sum(sizes)
-    assert max(sizes) == 3 and forward == 10 + 2 * 10  # CE of 10 tokens, both sides of 10 KLs
     loss.backward()
-    assert max(sizes) == 3 and sum(sizes) == 2 * forward  # made again, not kept
+    assert max(sizes) == 3 and sum(sizes) == 10 + 2 * 10  # CE of 10 tokens, both sides of 10 KLs
+
+
+def test_with_a_frozen_head_and_without_gradients():
+    """As with adapters, and as in evaluation."""
+    hidden, head, base_hidden, base_head, targets = hidden_batch()
+    is_domain = torch.tensor([True, False, False, True])
+    rest = targets, is_domain, base_hidden[~is_domain], base_head
+    hidden.requires_grad_()
+    expected, = torch.autograd.grad(mixture_from_hidden(hidden, head.requires_grad_(), *rest)[0],
+                                    hidden)
+    loss, ce, kl = mixture_from_hidden(hidden, head.detach(), *rest)
+    assert loss.grad_fn.saved_tensors[-1] is None  # the head's, as large as the head
+    torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], expected)
+    assert loss.requires_grad and not ce.requires_grad and not kl.requires_grad
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            marked = mixture_from_hidden(hidden, head, *rest)
+        torch.testing.assert_close(marked, (loss.detach(), ce, kl))
+        assert not marked[0].requires_grad
+
+
+def test_small_gradients_in_float16():
+    """A probability of 1/20,000 over the 1,024 tokens of the batch would be 0, or half as much."""
+    torch.manual_seed(0)
+    hidden, head, base_hidden, base_head = (
+        torch.randn(*shape, dtype=torch.float64) / 10
+        for shape in ((2, 512, 8), (20_000, 8), (1, 512, 8), (20_000, 8)))
+    targets = torch.randint(20_000, (2, 512))
+
+    def gradients(dtype):
+        model = [x.to(dtype).requires_grad_() for x in (hidden, head)]
+        loss, _, _ = mixture_from_hidden(*model, targets, torch.tensor([True, False]),
+                                         base_hidden.to(dtype), base_head.to(dtype))
+        return torch.autograd.grad(targets.numel() * loss, model)  # scaled, as is usual in float16
+
+    for found, expected in zip(gradients(torch.float16), gradients(torch.float64), strict=True):
+        assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_hidden_states_at_padding_count_nowhere():
