@@ -101,21 +101,16 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     ce = cross_entropy(logits[domain], targets[domain])  # (B - G, T)
     kl = kl_divergence(without_padding(logits[general], targets[general]),
                        without_padding(base_logits, targets[general]), direction)  # (G, T)
-    return mixed(ce, kl, targets[domain], targets[general], strength)
+    count = max(len(logits), 1)
+    ce = per_sequence(ce, targets[domain]).sum() / count
+    kl = per_sequence(kl, targets[general]).sum() / count
+    return ce + strength * kl, ce, kl
 
 
 def rows_of(is_domain):
     """The flag (B,) -> the numbers of the domain rows (B - G,) and of the general ones (G,)."""
     is_domain = is_domain.bool()  # a data collator may hand over 0 and 1
     return is_domain.nonzero().squeeze(1), (~is_domain).nonzero().squeeze(1)
-
-
-def mixed(ce, kl, domain_targets, general_targets, strength):
-    """Nats per token of the rows of each kind -> loss, CE part, KL part, scalars."""
-    count = max(len(ce) + len(kl), 1)  # the mean is over the rows of both kinds
-    ce = per_sequence(ce, domain_targets).sum() / count
-    kl = per_sequence(kl, general_targets).sum() / count
-    return ce + strength * kl, ce, kl
 
 
 def mean_cross_entropy(logits, targets):
@@ -131,18 +126,20 @@ def mean_cross_entropy(logits, targets):
 
 def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base_head=None,
                         direction="reverse", strength=1.0, chunk=256):
-    """mixture_of_losses from the last hidden states -> the same three scalars.
+    """mixture_of_losses from the last hidden states -> the same three numbers.
 
     hidden       (B, T, C)  the model's, what its head would turn into logits
     head         (V, C)     the weight of the head; logits = hidden @ head.T
     base_hidden  (G, T, C') the base's, for the G general rows alone; None if G is 0
     base_head    (V, C')    the weight of the base's head
-    chunk                   tokens whose logits exist at a time
+    chunk                   tokens whose logits exist at a time; each chunk reads the whole head
 
     With a vocabulary of 150,000 the logits of 4,096 tokens take 2.5 GB in float32, and the plain
     loss holds about five such tensors. Here a few tokens' logits are made, turned into nats and
-    into their part of the gradient, and dropped. Only the loss has a gradient; its two parts are
-    there to be read. Raises ValueError if the shapes do not fit.
+    into their part of the gradient, and dropped. So the gradient is ready before the backward pass,
+    which multiplies it by what comes from above; it is that of the loss, the two parts have none.
+    Raises ValueError if the shapes do not fit, and in float16, where a token's part of the gradient
+    would often be 0.
     """
     domain, general = rows_of(is_domain)
     if base_hidden is None:
@@ -151,61 +148,58 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
         raise ValueError(f"base_hidden {tuple(base_hidden.shape)} and base_head "
                          f"{tuple(base_head.shape)} do not fit {len(general)} general rows of "
                          f"{hidden.shape[1]} tokens and a vocabulary of {len(head)}")
-    domain_targets, general_targets = targets[domain], targets[general]
-    inputs = (without_padding(hidden[domain], domain_targets),
-              without_padding(hidden[general], general_targets), head)
-    base_hidden = without_padding(base_hidden, general_targets)
-    # Copies where the chunks' gradients gather, as those of micro-batches do.
-    copies = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
-    domain_hidden, general_hidden, copied_head = copies
+    if (hidden.flatten(0, 1)[:1] @ head[:1].T).dtype == torch.float16:  # under autocast too
+        raise ValueError("float16 is too coarse for mixture_from_hidden; take bfloat16 or float32, "
+                         "or mixture_of_losses on the logits")
+    head_leaf, base_head = leaf(head), base_head.detach()
 
     def ce_of(hidden, targets):  # (N, C), (N,) -> (N,)
-        return cross_entropy((hidden @ copied_head.T)[None], targets[None])[0]
+        return cross_entropy((hidden @ head_leaf.T)[None], targets[None])[0]
 
     def kl_of(hidden, base_hidden):  # (N, C), (N, C') -> (N,)
-        return kl_divergence(hidden @ copied_head.T, base_hidden @ base_head.T, direction)
+        return kl_divergence(hidden @ head_leaf.T, base_hidden @ base_head.T, direction)
 
-    weights = token_weights(targets)  # (B, T)
-    ce = in_chunks(ce_of, chunk, weights[domain], domain_hidden, domain_targets)
-    kl = in_chunks(kl_of, chunk, strength * weights[general], general_hidden, base_hidden)
-    loss, ce, kl = mixed(ce, kl, domain_targets, general_targets, strength)
-    return WithGradient.apply(loss, targets.numel(), *inputs, *(x.grad for x in copies)), ce, kl
+    # A token counts 1 / (its sequence's tokens * the batch's sequences).
+    tokens = (targets != PADDING).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
+    divisors = (tokens * len(targets)).expand_as(targets)  # (B, T)
+    inputs, gradients = [], []
+
+    def part(nats_of, rows, others, strength=1.0):
+        """These rows' part of the loss, a scalar; the gradient of strength times it is kept."""
+        total = 0.0
+        tensors = without_padding(hidden[rows], targets[rows]), others, divisors[rows]
+        for piece, other, divisor in zip(*(x.flatten(0, 1).split(chunk) for x in tensors)):
+            piece_leaf = leaf(piece)
+            nats = (nats_of(piece_leaf, other) / divisor).sum()
+            if nats.requires_grad:
+                with torch.autocast(nats.device.type, enabled=False):  # as for any backward pass
+                    (strength * nats).backward()
+            inputs.append(piece)
+            gradients.append(piece_leaf.grad)
+            total += nats.detach()
+        return total
+
+    ce = part(ce_of, domain, targets[domain])
+    kl = part(kl_of, general, without_padding(base_hidden, targets[general]), strength)
+    loss = ce + strength * kl
+    return WithGradient.apply(loss, *inputs, head, *gradients, head_leaf.grad), ce, kl
 
 
-def token_weights(targets):
-    """How much each token counts in the batch's mean, times the tokens there are: (B, T).
-
-    About 1 each, for the sake of float16, in which a gradient of 1/4,096 of that would be 0.
-    """
-    is_token = targets != PADDING
-    return is_token * targets.shape[1] / is_token.sum(dim=1, keepdim=True).clamp(min=1)
-
-
-def in_chunks(nats_of, chunk, weights, *rows):
-    """nats_of, `chunk` tokens at a time: tensors (B, T, ...) -> nats per token (B, T).
-
-    The backward pass of sum(weights * nats) follows on each chunk at once, and its logits can go.
-    """
-    found = []
-    for weight, *piece in zip(*(x.flatten(0, 1).split(chunk) for x in (weights, *rows))):
-        nats = nats_of(*piece)
-        if nats.requires_grad:
-            (weight * nats).sum().backward()
-        found.append(nats.detach())
-    return torch.cat(found).view(weights.shape)
+def leaf(x):
+    """The same values, where a backward pass ends and leaves its gradient in .grad."""
+    return x.detach().requires_grad_(x.requires_grad)
 
 
 class WithGradient(torch.autograd.Function):
-    """A loss, with the gradients of count * loss at its three inputs already made."""
+    """(loss, *inputs, *gradients) -> loss, whose gradients with respect to the inputs are those."""
 
     @staticmethod
-    def forward(ctx, loss, count, domain_hidden, general_hidden, head, *gradients):
-        ctx.count = count
-        ctx.save_for_backward(*gradients)
+    def forward(ctx, loss, *inputs_and_gradients):
+        ctx.save_for_backward(*inputs_and_gradients[len(inputs_and_gradients) // 2:])
         return loss.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss):
-        at_inputs = (None if x is None else grad_loss / ctx.count * x for x in ctx.saved_tensors)
-        return None, None, *at_inputs, None, None, None
+    def backward(ctx, from_above):
+        gradients = [None if x is None else from_above * x for x in ctx.saved_tensors]
+        return None, *gradients, *(None for _ in gradients)

@@ -10,9 +10,10 @@
     MolTrainer(model, args, collate, pairs, eval_dataset=held_out, base=base).train()
 
 float32 is said because a model saved in bfloat16 is loaded so, and small steps are lost in it;
-bf16=True makes it quick all the same. With PEFT the base may be None: then it is the model with its
-adapters off. That is right for adapters that start as no change, and wrong for trained ones and for
-PiSSA, OLoRA or LoftQ, which change the weights themselves: give the base there.
+bf16=True makes it quick all the same, fp16 is refused. With PEFT the base may be None: then it is
+the model with its adapters off. That is right for adapters that start as no change, and wrong for
+trained ones and for PiSSA, OLoRA or LoftQ, which change the weights themselves: give the base
+there.
 
 Tested on one process and, as DDP, on two. FSDP with use_orig_params and DeepSpeed's ZeRO-3 leave
 only a part of the head's weight on a process: there use losses.mixture_of_losses on the logits.
