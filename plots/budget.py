@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a sc
 from plots import style
 from plots.runs import Run, ask
 
-STEPS = (150, 300, 600, 1200)
+STEPS = (150, 300, 600, 1200, 2400)
 DOCUMENTS = {2_000: ":", 40_000: "-"}
 METHODS = ("replay", "mol")
 WRONG = 0.7
@@ -53,7 +53,7 @@ def draw(found, picture):
         for panel, imitator in zip(line, (100 * (kind == "noise"), 100 * (1 - WRONG))):
             panel.set_ylim(-4, 104)
             panel.axhline(imitator, color="black", lw=1, ls="--")
-            panel.text(STEPS[0], 84 if imitator == 100 else imitator + 2,
+            panel.text(STEPS[0], 88 if imitator == 100 else imitator + 2,
                        "dashed: a perfect imitator", fontsize=9)
         line[2].set_ylim(bottom=0)
         line[0].set_title(f"{kind}: {meaning}", fontweight="bold")
