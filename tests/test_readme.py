@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, real,
-                   rivals, runs, source, style)
+                   rivals, runs, scale, source, style)
 
 ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
@@ -58,6 +58,17 @@ REPLAY, MOL = ratio.METHODS
 SAME_DOMAIN, SAME_TOTAL = ratio.BUDGETS
 ALL_FOUR = "mol to the latest model, earlier domains too"
 LONGEST = budget.run("replay", "noise", 40_000, 2400)
+
+SIZES = list(scale.SIZES)
+LEARNT_AT = [scale.step_learnt(runs.find(LINES, scale.run(name, size), seed, runs.COMMON)["rows"])
+             for name in scale.LINES for size in SIZES for seed in runs.SEEDS]
+
+
+def of_base(name, size):
+    """The share of the base's right answers that a method keeps."""
+    run = scale.run(name, size)
+    return kept(scale, run) / kept(scale, run, step=0)
+
 
 CLAIMS = [
     (FRONT, "the bases answer {:.2f}, {:.2f}, {:.2f} and {:.2f}.", BASE),
@@ -115,6 +126,20 @@ CLAIMS = [
       for method in budget.METHODS]),
     (ANSWERS, "`mol` has more after 150 steps ({:.0%})",
      [kept(budget, budget.run("mol", "noise", 40_000, 150))]),
+    (ANSWERS, "`mol` keeps {:.0%} of what the base knows at the smallest size and {:.0%} or more "
+     "at the others, `replay` {:.0%} down to {:.0%}.",
+     [of_base("mol, 70% wrong", SIZES[0]),
+      min(of_base("mol, 70% wrong", size) for size in SIZES[1:]),
+      of_base("replay, 70% wrong", SIZES[0]), of_base("replay, 70% wrong", SIZES[-1])]),
+    (ANSWERS, "The bases answer {:.0%}, {:.0%}, {:.0%} and {:.0%} of the general questions",
+     [kept(scale, scale.run("ce", size), step=0) for size in SIZES]),
+    (ANSWERS, "right answers keeps {:.0%}, {:.0%}, {:.0%} and {:.0%}, `mol` on wrong ones {:.0%}, "
+     "{:.0%}, {:.0%} and {:.0%}.",
+     [kept(scale, scale.run(name, size))
+      for name in ("replay, right answers", "mol, 70% wrong") for size in SIZES]),
+    (ANSWERS, "learnt at step {} to {} on every seed", [end(LEARNT_AT) for end in (min, max)]),
+    (ANSWERS, "({:.0%}, {:.0%}, {:.0%} and {:.0%} kept)",
+     [kept(scale, scale.run("mol, 70% wrong", size, 2)) for size in SIZES]),
     (ANSWERS, "`mol` keeps {:.0%} or more of the general skills however wrong the text is",
      [min(kept(quality, run) for run in quality.RUNS.values() if run.method == "mol")]),
     (ANSWERS, "{:.0%}, {:.0%}, {:.0%}, {:.0%} and {:.0%} under noise, and {:.0%}, {:.0%}, {:.0%}, "

@@ -23,7 +23,7 @@ QUESTIONS = {"amount": amount, "budget": budget, "direction": direction, "domain
              "headline": headline, "modes": modes, "quality": quality, "ratio": ratio,
              "rivals": rivals, "scale": scale, "source": source}
 REMADE = ["headline", "budget", "quality", "ratio", "direction", "source", "modes",  # committed
-          "amount", "domains", "rivals"]
+          "amount", "domains", "rivals", "scale"]
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
         "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
 RUNS = {"replay, wrong": Run("replay", {"general_errors": 1.0}), "mol": Run("mol")}
