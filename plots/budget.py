@@ -34,7 +34,7 @@ RUNS = {f"{method}, {kind}, {documents:,} documents, {steps:,} steps":
 
 def draw(found, picture):
     values = {"exact answers, %": lambda row: 100 * style.general(row),
-              "probability of the right one, %": lambda row: 100 * style.probability(row),
+              "probability of the right answer, %": lambda row: 100 * style.probability(row),
               "KL to the base, nats per token": lambda row: row["kl_to_base"]}
     figure, lines = style.panels(2, 3, 12, 7, sharex=True)
     for line, (kind, meaning) in zip(lines, KINDS.items()):
@@ -55,10 +55,12 @@ def draw(found, picture):
             panel.axhline(imitator, color="black", lw=1, ls="--")
             panel.text(STEPS[0], 88 if imitator == 100 else imitator + 2,
                        "dashed: a perfect imitator", fontsize=9)
-        line[2].set_ylim(bottom=0)
         line[0].set_title(f"{kind}: {meaning}", fontweight="bold")
+    highest = max(line[2].get_ylim()[1] for line in lines)
+    for line in lines:
+        line[2].set_ylim(0, highest)
     for panel in lines[1]:
-        panel.set_xlabel("steps on the domain")
+        panel.set_xlabel("steps on the domain, a run for each")
     lines[1][0].legend(loc="center right", frameon=False, fontsize=9)
     longest = {f"{method} on {kind}": style.last(found(run(method, kind, 40_000, STEPS[-1])))
                for method in METHODS for kind in KINDS}

@@ -371,11 +371,11 @@ def draw(found, picture):
     for panel, of_what in zip(panels, SHARES.values()):
         panel.set(title=of_what, xlim=(-5, 105), xlabel="exact answers, %")
     panels[-1].set(title=LOSSES["kl_to_base"], xlabel="nats per token")
-    panels[-1].set_xlim(left=0)
+    panels[-1].set_xlim(left=-0.2)
     for panel in panels:
         panel.set_yticks([-y for y in range(len(RUNS))], RUNS)
         panel.grid(axis="x", alpha=0.25)
-    kept = ", ".join(f"{label} {mean(row['accuracy']['shown'] for row in ends[label]):.0%}"
+    kept = "; ".join(f"{label} {mean(row['accuracy']['shown'] for row in ends[label]):.0%}"
                      for label in ("ce", "replay, wrong", "mol, wrong"))
     style.save(figure, picture, f"What a real model still knows of the kinds of fact shown: {kept}",
                f"{len(ends['ce'])} seeds: dots the mean, lines lowest to highest")

@@ -9,6 +9,7 @@ those of the default model, 128 wide, times 128 / width. To see whether the rule
 
 import sys
 from pathlib import Path
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
 from plots import style
@@ -57,27 +58,43 @@ def tell(found):
 
 
 def draw(found, picture):
-    values = {"general skills: exact answers, %": lambda rows: 100 * style.general(rows[-1]),
-              "probability of the right one, %": lambda rows: 100 * style.probability(rows[-1]),
-              f"step at which {LEARNT:.0%} of the domain is learnt": step_learnt}
-    figure, (panels,) = style.panels(1, 3, 12, 4.6)
-    for panel, (of_what, value) in zip(panels, values.items()):
+    figure, ((exact, likely, learnt),) = style.panels(1, 3, 12, 4.6)
+    marks = {exact: ("general skills: exact answers, %", style.general),
+             likely: ("probability of the right answer, %", style.probability)}
+
+    def ends(name, size, value, at=-1):
+        return [value(rows[at]) for rows in found(run(name, size))]
+
+    for panel, (of_what, value) in marks.items():
         for name in LINES:
-            points = {size: list(map(value, found(run(name, size)))) for size in SIZES}
+            points = {size: [100 * share for share in ends(name, size, value)] for size in SIZES}
             style.curve(panel, points, COLOURS[name], 2.4, marker="o", label=name)
+        base = [100 * mean(ends("ce", size, value, at=0)) for size in SIZES]
+        panel.plot(list(SIZES), base, color="black", lw=1.4, ls="--", label="base")
+        panel.set(ylabel=of_what, ylim=(-4, 104))
+    for beside, name in enumerate(LINES):  # a little apart, or they would hide each other
+        steps = [list(map(step_learnt, found(run(name, size)))) for size in SIZES]
+        means = list(map(mean, steps))
+        reach = [[mean(at) - min(at) for at in steps], [max(at) - mean(at) for at in steps]]
+        learnt.errorbar([at + 0.16 * (beside - 1.5) for at in range(len(SIZES))], means, reach,
+                        fmt="o", color=COLOURS[name])
+    learnt.set(ylabel=f"step at which {LEARNT:.0%} of the domain is learnt", ylim=(0, None))
+    learnt.set_xticks(range(len(SIZES)), [f"{size:g}" for size in SIZES])
+    for panel in marks:
         panel.set_xscale("log")
         panel.set_xticks(list(SIZES), [f"{size:g}" for size in SIZES])
         panel.minorticks_off()
-        panel.set(xlabel="million parameters", ylabel=of_what)
+    for panel in (exact, likely, learnt):
+        panel.set_xlabel("million parameters")
         panel.grid(axis="y", alpha=0.25)
-    for panel in panels[:2]:
-        panel.set_ylim(-4, 104)
-    panels[2].set_ylim(bottom=0)
-    panels[2].legend(frameon=False, loc="lower left")
-    largest = max(SIZES)
-    kept = {name: style.last(found(run(name, largest))) for name in LINES}
-    what = style.title(f"At {largest:g} million parameters, general skills answered exactly", kept)
-    style.save(figure, picture, what, style.spread(len(kept["ce"])))
+    exact.legend(frameon=False, loc="center", bbox_to_anchor=(0.5, 0.55))
+    smallest, largest = min(SIZES), max(SIZES)
+    kept = "; ".join(f"{name} {mean(ends(name, smallest, style.general)):.0%} and "
+                     f"{mean(ends(name, largest, style.general)):.0%}" for name in LINES)
+    what = ("General skills answered exactly with "
+            f"{smallest:g} and with {largest:g} million parameters: {kept}")
+    spread = style.spread(len(found(run("ce", largest))))
+    style.save(figure, picture, what, spread + "; on the right, dots and lines likewise")
 
 
 if __name__ == "__main__":

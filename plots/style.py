@@ -169,7 +169,7 @@ def by_step(rows):
 def title(what, ends):
     """The message of a figure, read off the metrics: ends {name: [each seed's last row]}."""
     shares = [f"{name} {mean(map(general, rows)):.0%}" for name, rows in ends.items()]
-    return f"{what}: {', '.join(shares)}"
+    return f"{what}: {'; '.join(shares)}"
 
 
 def message(methods, base, marked, remark=""):

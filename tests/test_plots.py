@@ -35,7 +35,7 @@ def metrics(tmp_path):
 
 def test_the_title_tells_what_the_metrics_say():
     for marked, told in [
-            (True, "General skills, exact answers (half wrong): base 100%, ce 0%, mol 90%"),
+            (True, "General skills, exact answers (half wrong): base 100%; ce 0%; mol 90%"),
             (False, "General loss, nats above the base: ce +2.01, mol +0.11")]:
         methods = style.by_step(made_up(marked))
         base = methods.pop("base")[0]
