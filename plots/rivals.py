@@ -77,15 +77,19 @@ def tell(found):
 
 def draw(found, picture):
     figure, ((axes,),) = style.panels(1, 1, 8.4, 5.6)
-    names, bests = {}, best(found)
+    names, bests, drawn = {}, best(found), []
     for name, (*_, values) in KNOBS.items():
         for value in values:
             seeds = places(found, name, value)
             x, y = (mean(shares) for shares in zip(*seeds))
             chosen = value == bests[name]
-            axes.plot(x, y, color=COLOURS[name], marker="o", ms=9 if chosen else 4,
-                      alpha=1 if chosen else 0.5)
-            if chosen:
+            if not chosen:
+                axes.plot(x, y, color=COLOURS[name], marker="o", ms=4, alpha=0.5)
+            else:
+                hidden = sum(abs(x - at) < 3 and abs(y - height) < 3 for at, height in drawn)
+                drawn.append((x, y))
+                axes.plot(x, y, color=COLOURS[name], marker="o", ms=8 + 6 * hidden, mew=2.5,
+                          fillstyle="none")  # a ring around those that are there already
                 for seed in seeds:
                     axes.plot(*zip((x, y), seed), color=COLOURS[name], lw=0.8)
                 names[label(name, value)] = COLOURS[name], y
@@ -97,8 +101,8 @@ def draw(found, picture):
             for name in ("ce", "replay", "ewc", "mol")}
     style.save(figure, picture,
                style.title("General skills answered exactly, each at its best", kept),
-               f"the mean of {len(kept['mol'])} seeds; large: the best setting, with each seed; "
-               "small: the others of the same colour")
+               f"the mean of {len(kept['mol'])} seeds; rings: the best setting, with each seed; "
+               "dots: the others of the same colour")
 
 
 if __name__ == "__main__":
