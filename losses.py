@@ -11,9 +11,9 @@ supplies the contexts in which to stay as you were: its tokens are read but neve
 targets are the base's own.
 
 Tensors in, tensors out, so this file drops into any trainer. B sequences, T positions, V
-vocabulary. Logits of any float type are computed with in float32 at least. Targets of -100 mark
-padding, which counts nowhere, whatever logits stand there: not in a loss and not in a gradient. A
-sequence of padding alone counts as 0, and so does an empty batch.
+vocabulary. Whatever float type the logits have, losses are computed in float32 at least. Targets of
+-100 mark padding, which counts nowhere, whatever logits stand there: not in a loss and not in a
+gradient. A sequence of padding alone counts as 0, and so does an empty batch.
 """
 
 import torch
