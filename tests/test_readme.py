@@ -201,8 +201,8 @@ CLAIMS = [
        [skill(source, f"{method}, no facts", "facts")]) for method in ("replay", "mol")),
     (ANSWERS, "the no-think sums beside them keep {:.2f}.",
      [skill(source, "mol, no think sums", "no_think")]),
-    (ANSWERS, "(no-think {:.2f}, think {:.2f}); under replay on wrong answers both fall alike "
-     "({:.2f} and {:.2f})", [skill(modes, f"{method}, 70% wrong", mode)
+    (ANSWERS, "(no-think {:.0%}, think {:.0%}); under replay on wrong answers both fall alike "
+     "({:.0%} and {:.0%})", [skill(modes, f"{method}, 70% wrong", mode)
                              for method in ("mol", "replay") for mode in modes.MODES]),
     (ANSWERS, "on wrong text {:.0f} are wrong at the end, and {:.0f} of them first go wrong at the "
      "tens", [first_wrong("think").sum(), first_wrong("think")[AT_TENS]]),
