@@ -59,19 +59,18 @@ def tell(found):
 
 def draw(found, picture):
     figure, ((exact, likely, learnt),) = style.panels(1, 3, 12, 4.6)
-    marks = {exact: ("general skills: exact answers, %", style.general),
-             likely: ("probability of the right answer, %", style.probability)}
-
-    def ends(name, size, value, at=-1):
-        return [value(rows[at]) for rows in found(run(name, size))]
-
+    marks = {exact: ("general skills: exact answers, %", lambda row: 100 * style.general(row)),
+             likely: ("probability of the right answer, %",
+                      lambda row: 100 * style.probability(row))}
     for panel, (of_what, value) in marks.items():
         for name in LINES:
-            points = {size: [100 * share for share in ends(name, size, value)] for size in SIZES}
+            points = {size: style.ends(found(run(name, size)), value) for size in SIZES}
             style.curve(panel, points, COLOURS[name], 2.4, marker="o", label=name)
-        base = [100 * mean(ends("ce", size, value, at=0)) for size in SIZES]
+        base = [mean(value(rows[0]) for rows in found(run("ce", size))) for size in SIZES]
         panel.plot(list(SIZES), base, color="black", lw=1.4, ls="--", label="base")
-        panel.set(ylabel=of_what, ylim=(-4, 104))
+        panel.set(ylabel=of_what, ylim=(-4, 104), xscale="log")
+        panel.set_xticks(list(SIZES), [f"{size:g}" for size in SIZES])
+        panel.minorticks_off()
     for beside, name in enumerate(LINES):  # a little apart, or they would hide each other
         steps = [list(map(step_learnt, found(run(name, size)))) for size in SIZES]
         means = list(map(mean, steps))
@@ -80,19 +79,16 @@ def draw(found, picture):
                         fmt="o", color=COLOURS[name])
     learnt.set(ylabel=f"step at which {LEARNT:.0%} of the domain is learnt", ylim=(0, None))
     learnt.set_xticks(range(len(SIZES)), [f"{size:g}" for size in SIZES])
-    for panel in marks:
-        panel.set_xscale("log")
-        panel.set_xticks(list(SIZES), [f"{size:g}" for size in SIZES])
-        panel.minorticks_off()
     for panel in (exact, likely, learnt):
         panel.set_xlabel("million parameters")
         panel.grid(axis="y", alpha=0.25)
     exact.legend(frameon=False, loc="center", bbox_to_anchor=(0.5, 0.55))
     smallest, largest = min(SIZES), max(SIZES)
-    kept = "; ".join(f"{name} {mean(ends(name, smallest, style.general)):.0%} and "
-                     f"{mean(ends(name, largest, style.general)):.0%}" for name in LINES)
-    what = ("General skills answered exactly with "
-            f"{smallest:g} and with {largest:g} million parameters: {kept}")
+    kept = {name: [mean(style.ends(found(run(name, size)), style.general))
+                   for size in (smallest, largest)] for name in LINES}
+    what = (f"General skills answered exactly with {smallest:g} and with {largest:g} million "
+            "parameters: " + "; ".join(f"{name} {low:.0%} and {high:.0%}"
+                                       for name, (low, high) in kept.items()))
     spread = style.spread(len(found(run("ce", largest))))
     style.save(figure, picture, what, spread + "; on the right, dots and lines likewise")
 
