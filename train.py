@@ -5,7 +5,7 @@
     python train.py --general FILE... --domain FILE...      your own text
 
 All methods start from the same base, read the same domain sequences in the same order, and share
-learning rate, steps, batch and, except for those that hold the weights themselves, weight decay.
+learning rate, steps and, except for those that hold the weights themselves, weight decay.
 A method is one function below and one row in METHODS; the loop that runs it is `train`. How the
 experiment is set up, on what machine and in which files, stands behind them.
 """

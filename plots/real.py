@@ -1,4 +1,4 @@
-"""Does it hold on a real language model? Alarms taught to SmolLM2-135M by each method.
+"""Does it hold on a real language model? Alarms taught to SmolLM2 by each method.
 
     python plots/real.py        makes the runs that are missing, draws real.png; --help
 
@@ -110,14 +110,20 @@ def third_kind():
     return Path(email.message.__file__).read_text(encoding="utf-8")
 
 
+def start_of(tokenizer):
+    """What the tokenizer puts before any text, mostly nothing: a model that has it needs it."""
+    first = tokenizer.encode("a")[:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
 def packed(sentences, tokenizer, length, count, rng):
     """`count` rows of `length` tokens, each of sentences drawn at random, cut at its end."""
-    rows = []
+    start, rows = start_of(tokenizer), []
     for _ in range(count):
         row = []
         while len(row) < length:
             row += tokenizer.encode(rng.choice(sentences), add_special_tokens=False)
-        rows.append(row[:length])
+        rows.append(start + row[:length])
     return rows
 
 
@@ -128,8 +134,8 @@ def pieces(text, tokenizer, length, count, setting):
     if len(tokens) < length + count:
         raise BadInput(f"--length {length}: the {setting} has only {len(tokens)} tokens, too few "
                        f"for {count} rows")
-    step = (len(tokens) - length) // count
-    return [tokens[i * step:i * step + length] for i in range(count)]
+    start, step = start_of(tokenizer), (len(tokens) - length) // count
+    return [start + tokens[i * step:i * step + length] for i in range(count)]
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -139,7 +145,7 @@ def on_a_real_model(method, s, seed, model, tokenizer):
     import torch
     from transformers import TrainingArguments, set_seed
 
-    from data import alarms
+    from data import BadInput, alarms
     from plots.recipe import MolTrainer, collate
 
     rng = random.Random(f"real {seed}")
@@ -163,6 +169,9 @@ def on_a_real_model(method, s, seed, model, tokenizer):
     for name, kinds in (("shown", SHOWN), ("never shown", NEVER_SHOWN)):
         asked[name] = [question for question in questions(kinds)
                        if marks(base, tokenizer, [question])[0] == 1]
+        if not asked[name]:
+            raise BadInput(f"--model {s.model}: it answers no question of the kinds {name}, so it "
+                           "has nothing to forget; take a stronger one")
     texts = {"prose": prose()[1], "code": third_kind()}
     texts = {name: torch.tensor(pieces(text, tokenizer, s.length, 16, name))
              for name, text in texts.items()}
@@ -210,7 +219,8 @@ def marks(model, tokenizer, probes):
 
     class Ordinary:
         def encode_ordinary(self, text):
-            return tokenizer.encode(text.removeprefix("\n"), add_special_tokens=False)
+            start = start_of(tokenizer) if text.startswith("\n") else []
+            return start + tokenizer.encode(text.removeprefix("\n"), add_special_tokens=False)
 
     return mark_probes(Logits(), Ordinary(), probes)
 

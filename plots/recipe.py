@@ -12,17 +12,19 @@
 float32 is said because a model saved in bfloat16 is loaded so, and small steps are lost in it;
 bf16=True makes it quick all the same, fp16 is refused. With PEFT the base may be None: then it is
 the model with its adapters off. That is right for adapters that start as no change, and wrong for
-trained ones and for PiSSA, OLoRA or LoftQ, which change the weights themselves: give the base
-there.
+trained ones, where biases are trained too, and for PiSSA, OLoRA or LoftQ, which change the weights
+themselves: give the base there.
 
-Tested on one process and, as DDP, on two. FSDP with use_orig_params and DeepSpeed's ZeRO-3 leave
-only a part of the head's weight on a process: there use losses.mixture_of_losses on the logits.
+Tested on one process and, without adapters, as DDP on two. FSDP with use_orig_params and
+DeepSpeed's ZeRO-3 leave only a part of the head's weight on a process: there use
+losses.mixture_of_losses on the logits.
 """
 
 from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from losses import PADDING, mixture_from_hidden
 
@@ -59,6 +61,10 @@ class MolTrainer(Trainer):
             raise ValueError("TrainingArguments need remove_unused_columns=False, or the flag "
                              "is_domain is dropped, and dataloader_drop_last=True, or a last short "
                              "batch weighs as much as a full one")
+        batch = self.args.train_batch_size * self.args.world_size
+        if has_length(self.train_dataset) and len(self.train_dataset) < batch:
+            raise ValueError(f"{len(self.train_dataset)} pairs fill no batch of {batch}, and "
+                             "Trainer would train on nothing")
         self.base = base.to(self.args.device).requires_grad_(False) if base else None
         # Else Trainer believes, of a batch with labels, that the loss is divided by all of a step's
         # tokens already, and gradients grow with the number of micro-batches.

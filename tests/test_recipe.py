@@ -5,10 +5,12 @@ Skipped where transformers is not installed; CI runs it in an environment of its
 
 import copy
 import os
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +143,13 @@ def test_a_batch_of_one_kind(kinds, tmp_path):
 def test_settings_that_would_spoil_the_loss_are_refused(name, value, tmp_path):
     with pytest.raises(ValueError, match=name):
         trainer(tmp_path, gpt2(), base=gpt2(1), **{name: value})
+
+
+def test_a_training_set_that_fills_no_batch_is_refused(tmp_path):
+    """Trainer would only warn, and give the model back as it was."""
+    with pytest.raises(ValueError, match="3 pairs fill no batch of 4"):
+        trainer(tmp_path, gpt2(), pairs_of_rows(3), base=gpt2(1), micro=4)
+    trainer(tmp_path, gpt2(), pairs_of_rows(4), base=gpt2(1), micro=4)
 
 
 def gradients(the_trainer):
@@ -355,6 +364,42 @@ def test_the_question_on_a_tiny_model(folder, tmp_path, capsys, monkeypatch):
     assert len({line["base"]["weights"] for line in lines}) == 1  # no run changes the base
     assert real.main(arguments) == 0
     assert "7 runs, 0 to make" in capsys.readouterr().out
+
+
+def test_a_model_that_knows_nothing_cannot_forget(folder, tmp_path, capsys):
+    assert real.main(["--model", str(folder), "--steps", "2", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "answers no question of the kinds shown" in error and error.count("\n") == 1
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+class Reader(torch.nn.Module):
+    """A model that keeps what it was given to read."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids):
+        self.read = input_ids.tolist()
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 400))
+
+
+@pytest.mark.parametrize("has_start", [True, False])
+def test_a_start_token_stands_where_the_tokenizer_puts_it(has_start, folder):
+    """Before each row and question, not before an answer: some models know little without it."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, bos_token="<s>")
+    start = tokenizer.bos_token_id
+    if has_start:
+        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", start)])
+    text, reader = "a text of tokens", Reader()
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    expected, length = [start] * has_start + tokens, len(tokens)
+    real.marks(reader, tokenizer, [(text, "b")])
+    assert reader.read == [expected]  # the last token, here the answer, is only a target
+    assert real.packed([text], tokenizer, length, 1, random.Random(0)) == [expected]
+    assert real.pieces(text, tokenizer, length - 1, 1, "prose") == [expected[:-1]]
 
 
 @pytest.mark.parametrize("arguments, told", [
