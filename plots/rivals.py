@@ -27,11 +27,12 @@ KNOBS = {  # name: (method, settings, knob, its values)
     "l2sp": ("l2sp", {}, "strength", (0.003, 0.01, 0.03, 0.1)),
     "ewc": ("ewc", {}, "strength", (100.0, 300.0, 1000.0, 3000.0)),
     "LoRA ce": ("ce", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
+    "LoRA replay": ("replay", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
     "LoRA mol": ("mol", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
 }
 COLOURS = style.COLOURS | {
-    "ce, low rate": "#999999", "replay, right answers": "#332288", "domain_kl": "#CC79A7",
-    "l2sp": "#E69F00", "ewc": "#56B4E9", "LoRA ce": "#7F3B08", "LoRA mol": "#004D40"}
+    "ce, low rate": "#999999", "domain_kl": "#CC79A7", "l2sp": "#E69F00", "ewc": "#56B4E9",
+    "LoRA ce": "#7F3B08", "LoRA replay": "#999933", "LoRA mol": "#004D40"}
 
 
 def run(name, value):
@@ -100,7 +101,8 @@ def draw(found, picture):
     kept = {name: style.last(found(run(name, bests[name])))
             for name in ("ce", "replay", "ewc", "mol")}
     style.save(figure, picture,
-               style.title("General skills answered exactly, each at its best", kept),
+               style.title("From general text 70% wrong, general skills answered exactly, each at "
+                           "its best", kept),
                f"the mean of {len(kept['mol'])} seeds; rings: the best setting, with each seed; "
                "dots: the others of the same colour")
 

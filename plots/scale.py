@@ -1,4 +1,4 @@
-"""Does it change with size? The same experiment on models of 0.2 to 3 million parameters.
+"""Does it change with size? The same experiment on models of 0.2 to 10 million parameters.
 
     python plots/scale.py        makes the runs that are missing, draws scale.png; --help
 
@@ -20,6 +20,7 @@ SIZES = {  # millions of parameters: layers, width
     0.5: (2, 128),
     0.7: (2, 160),
     3: (4, 240),
+    10: (6, 368),
 }
 LINES = {
     "ce": ("ce", {}),
@@ -27,8 +28,8 @@ LINES = {
     "replay, 70% wrong": ("replay", {}),
     "mol, 70% wrong": ("mol", {}),
 }
-COLOURS = {"ce": style.COLOURS["ce"], "replay, right answers": "#56B4E9",
-           "replay, 70% wrong": style.COLOURS["replay"], "mol, 70% wrong": style.COLOURS["mol"]}
+COLOURS = style.COLOURS | {f"{method}, 70% wrong": style.COLOURS[method]
+                           for method in ("replay", "mol")}
 FACTORS = {"replay, right answers": (0.5, 2), "mol, 70% wrong": (0.5, 2)}
 LEARNT = 0.9  # of the domain's questions
 

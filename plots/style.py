@@ -25,8 +25,9 @@ from matplotlib.figure import Figure  # noqa: E402
 SKILLS = {"no_think": "no-think sums", "think": "think sums", "facts": "facts", "domain": "domain"}
 LOSSES = {"general_loss": "general loss", "domain_loss": "domain loss", "kl_to_base": "KL to base"}
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-COLOURS = {"ce": "#D55E00", "replay": "#0072B2", "mol": "#009E73"}
+# Okabe and Ito's palette and an indigo of Tol's, told apart by colour-blind readers too.
+COLOURS = {"ce": "#D55E00", "replay": "#0072B2", "replay, right answers": "#332288",
+           "mol": "#009E73"}
 WIDTHS = {"replay": 5.0, "mol": 2.0}  # so that both show where they lie on each other
 SPARE = ["#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # for methods of your own
 
