@@ -255,6 +255,7 @@ RUNS = {
     "mol, right": Run("mol", {}, on_a_real_model),
     "mol, wrong": Run("mol", {"errors": 1}, on_a_real_model),
     "LoRA ce": Run("ce", LORA, on_a_real_model),
+    "LoRA replay, wrong": Run("replay", {"errors": 1, **LORA}, on_a_real_model),
     "LoRA mol, wrong": Run("mol", {"errors": 1, **LORA}, on_a_real_model),
 }
 

@@ -255,8 +255,9 @@ CLAIMS = [
        "kinds that the text never mentions, `replay` {:.0%} and {:.0%}, `ce` {:.0%} and {:.0%}",
        [skill(real, run, kinds) for run in ("mol, wrong", "replay, wrong", "ce")
         for kinds in ("shown", "never shown")]) for file in (FRONT, ANSWERS)),
-    (ANSWERS, "LoRA with `ce` keeps {:.0%} and {:.0%}, with `mol` {:.0%} and {:.0%}.",
-     [skill(real, run, kinds) for run in ("LoRA ce", "LoRA mol, wrong")
+    (ANSWERS, "LoRA with `ce` {:.0%} and {:.0%}, with `replay` on wrong statements {:.0%} and "
+     "{:.0%}, with `mol` {:.0%} and {:.0%}.",
+     [skill(real, run, kinds) for run in ("LoRA ce", "LoRA replay, wrong", "LoRA mol, wrong")
       for kinds in ("shown", "never shown")]),
     (ANSWERS, "never shows 0.00, on the real model {:.2f}",
      [skill(real, "mol, wrong", "never shown")]),
@@ -265,8 +266,10 @@ CLAIMS = [
                 for kinds in ("shown", "never shown")]),
     (ANSWERS, "`replay` keeps all of the kinds stated and `mol` {:.0%}",
      [skill(real, "mol, right", "shown")]),
-    (ANSWERS, "`ce` answers {:.0%} of the alarms in a new wording, `mol` {:.0%} and {:.0%}",
-     [skill(real, run, "new wording") for run in ("ce", "mol, right", "mol, wrong")]),
+    (ANSWERS, "In a new wording `ce` answers {:.0%} of the alarms, LoRA with it {:.0%}, `replay` on "
+     "right statements {:.0%}, `mol` {:.0%} and {:.0%}, and LoRA with `mol` {:.0%}.",
+     [skill(real, run, "new wording") for run in (
+         "ce", "LoRA ce", "replay, right", "mol, right", "mol, wrong", "LoRA mol, wrong")]),
     (ANSWERS, "({:.2f}; base {:.2f}, `mol` {:.2f})",
      [value(real, "replay, right", "prose_loss"), rows(real, "ce", 0)[0]["prose_loss"],
       value(real, "mol, right", "prose_loss")]),

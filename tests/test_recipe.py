@@ -346,7 +346,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_question_on_a_tiny_model(folder, tmp_path, capsys, monkeypatch):
-    """Seven runs on one seed, a line of runs.jsonl each; asked again, none is made."""
+    """Eight runs on one seed, a line of runs.jsonl each; asked again, none is made."""
     monkeypatch.setattr(real, "SHOWN", {"any": ("{}", {"a": "b", "c": "d"})})
     # a random model knows nothing: let every question count as one that the base answers
     known = real.marks
@@ -354,16 +354,16 @@ def test_the_question_on_a_tiny_model(folder, tmp_path, capsys, monkeypatch):
         (1, 1.0) if len(probes) == 1 else known(model, tokenizer, probes)))
     arguments = ["--model", str(folder), "--steps", "2", "--seed", "3", "--out", str(tmp_path)]
     assert real.main(arguments) == 0
-    assert "7 runs, 7 to make" in capsys.readouterr().out
+    assert "8 runs, 8 to make" in capsys.readouterr().out
     lines = runs.read(tmp_path / "runs.jsonl")
-    assert len(lines) == 7 and (tmp_path / "real.png").stat().st_size > 10_000
+    assert len(lines) == 8 and (tmp_path / "real.png").stat().st_size > 10_000
     for line in lines:
         before, after = line["rows"]
         assert before["kl_to_base"] == 0 < after["kl_to_base"]
         assert set(after["accuracy"]) == set(real.SHARES)
     assert len({line["base"]["weights"] for line in lines}) == 1  # no run changes the base
     assert real.main(arguments) == 0
-    assert "7 runs, 0 to make" in capsys.readouterr().out
+    assert "8 runs, 0 to make" in capsys.readouterr().out
 
 
 def test_a_model_that_knows_nothing_cannot_forget(folder, tmp_path, capsys):
