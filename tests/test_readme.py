@@ -266,8 +266,8 @@ CLAIMS = [
                 for kinds in ("shown", "never shown")]),
     (ANSWERS, "`replay` keeps all of the kinds stated and `mol` {:.0%}",
      [skill(real, "mol, right", "shown")]),
-    (ANSWERS, "In a new wording `ce` answers {:.0%} of the alarms, LoRA with it {:.0%}, `replay` on "
-     "right statements {:.0%}, `mol` {:.0%} and {:.0%}, and LoRA with `mol` {:.0%}.",
+    (ANSWERS, "In a new wording `ce` answers {:.0%} of the alarms, LoRA with it {:.0%}, `replay` "
+     "on right statements {:.0%}, `mol` {:.0%} and {:.0%}, and LoRA with `mol` {:.0%}.",
      [skill(real, run, "new wording") for run in (
          "ce", "LoRA ce", "replay, right", "mol, right", "mol, wrong", "LoRA mol, wrong")]),
     (ANSWERS, "({:.2f}; base {:.2f}, `mol` {:.2f})",
