@@ -165,6 +165,12 @@ CLAIMS = [
      [min(of_seeds("mol, 70% wrong", 0, WHOLLY)),
       max(map(sub, of_seeds("mol, 70% wrong", 0, WHOLLY),
               of_seeds("mol, 70% wrong", None, WHOLLY)))]),
+    *((ANSWERS, f"{text} {{:.0%}}, {{:.0%}}, {{:.0%}} and {{:.0%}}{after}",
+       [kept(scale, scale.run(name, 0.5, base_steps=steps), step) for steps in scale.BASE_STEPS])
+      for text, name, step, after in (
+          ("steps instead of 1,000, and answer", "mol, 70% wrong", 0, ", `mol`"),
+          ("`mol` ends at", "mol, 70% wrong", None, ", and `replay`"),
+          ("`replay` on right answers at", "replay, right answers", None, ". MoL"))),
     (ANSWERS, "learnt at step {} to {},",
      [end(at for found in LEARNT_AT.values() for at in found) for end in (min, max)]),
     (ANSWERS, "by `mol` {:.0f} to {:.0f} steps later than by `replay` on right answers",
