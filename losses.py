@@ -137,9 +137,9 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
     With a vocabulary of 150,000 the logits of 4,096 tokens take 2.5 GB in float32, and the plain
     loss holds about five such tensors. Here a few tokens' logits are made, turned into nats and
     into their part of the gradient, and dropped. So the gradient is ready before the backward pass,
-    which multiplies it by what comes from above; for a moment that of the head (V, C) is there
-    twice. It is the gradient of the loss, the two parts have none. Raises ValueError if the shapes
-    do not fit, and in float16, where a token's part of the gradient would often be 0.
+    which multiplies it by what comes from above; for a moment the head's, (V, C), is there twice.
+    Only the loss has a gradient, its two parts have none. Raises ValueError if the shapes do not
+    fit, and in float16, where a token's part of the gradient would often be 0.
     """
     domain, general = rows_of(is_domain)
     if base_hidden is None:

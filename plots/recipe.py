@@ -11,9 +11,9 @@
 
 float32 is said because a model saved in bfloat16 is loaded so, and small steps are lost in it;
 bf16=True makes it quick all the same, fp16 is refused. With PEFT the base may be None: then it is
-the model with its adapters off. That is right for adapters that start as no change, and wrong for
-trained ones, where biases are trained too, and for PiSSA, OLoRA or LoftQ, which change the weights
-themselves: give the base there.
+the model with its adapters off. That is right for adapters that start as no change. It is wrong for
+trained ones, for a LoraConfig whose bias is not "none", and for PiSSA, OLoRA or LoftQ, which change
+the weights themselves: give the base there.
 
 Tested on one process and, without adapters, as DDP on two. FSDP with use_orig_params and
 DeepSpeed's ZeRO-3 leave only a part of the head's weight on a process: there use
