@@ -217,10 +217,12 @@ def marks(model, tokenizer, probes):
         def forward(self, tokens):
             return self.model(input_ids=tokens).logits  # (B, T, V)
 
+    start = start_of(tokenizer)
+
     class Ordinary:
         def encode_ordinary(self, text):
-            start = start_of(tokenizer) if text.startswith("\n") else []
-            return start + tokenizer.encode(text.removeprefix("\n"), add_special_tokens=False)
+            tokens = tokenizer.encode(text.removeprefix("\n"), add_special_tokens=False)
+            return start + tokens if text.startswith("\n") else tokens
 
     return mark_probes(Logits(), Ordinary(), probes)
 

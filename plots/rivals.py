@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a sc
 from plots import style
 from plots.runs import Run, ask, labelled
 
-LORA = {"lora_rank": 8}
+LORA, LORA_RATES = {"lora_rank": 8}, (5e-3, 1e-2, 2e-2, 4e-2)
 KNOBS = {  # name: (method, settings, knob, its values)
     "ce": ("ce", {}, "lr", (3e-3,)),
     "ce, low rate": ("ce", {}, "lr", (1e-3, 5e-4, 3e-4, 1e-4)),
@@ -26,9 +26,9 @@ KNOBS = {  # name: (method, settings, knob, its values)
     "domain_kl": ("domain_kl", {}, "strength", (0.03, 0.1, 0.3, 1.0)),
     "l2sp": ("l2sp", {}, "strength", (0.003, 0.01, 0.03, 0.1)),
     "ewc": ("ewc", {}, "strength", (100.0, 300.0, 1000.0, 3000.0)),
-    "LoRA ce": ("ce", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
-    "LoRA replay": ("replay", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
-    "LoRA mol": ("mol", LORA, "lr", (5e-3, 1e-2, 2e-2, 4e-2)),
+    "LoRA ce": ("ce", LORA, "lr", LORA_RATES),
+    "LoRA replay": ("replay", LORA, "lr", LORA_RATES),
+    "LoRA mol": ("mol", LORA, "lr", LORA_RATES),
 }
 COLOURS = style.COLOURS | {
     "ce, low rate": "#999999", "domain_kl": "#CC79A7", "l2sp": "#E69F00", "ewc": "#56B4E9",
@@ -83,10 +83,7 @@ def draw(found, picture):
         for value in values:
             seeds = places(found, name, value)
             x, y = (mean(shares) for shares in zip(*seeds))
-            chosen = value == bests[name]
-            if not chosen:
-                axes.plot(x, y, color=COLOURS[name], marker="o", ms=4, alpha=0.5)
-            else:
+            if value == bests[name]:
                 hidden = sum(abs(x - at) < 3 and abs(y - height) < 3 for at, height in drawn)
                 drawn.append((x, y))
                 axes.plot(x, y, color=COLOURS[name], marker="o", ms=8 + 6 * hidden, mew=2.5,
@@ -94,6 +91,8 @@ def draw(found, picture):
                 for seed in seeds:
                     axes.plot(*zip((x, y), seed), color=COLOURS[name], lw=0.8)
                 names[label(name, value)] = COLOURS[name], y
+            else:
+                axes.plot(x, y, color=COLOURS[name], marker="o", ms=4, alpha=0.5)
     axes.set(xlabel="domain learnt: exact answers, %", xlim=(-5, 104), ylim=(-5, 104),
              ylabel="general skills kept: exact answers, mean of three, %")
     style.label_ends(axes, names, apart=0.055)

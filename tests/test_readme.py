@@ -18,14 +18,18 @@ ROOT = Path(__file__).parent.parent
 LINES = runs.read(ROOT / "plots" / "runs.jsonl")
 
 
-def rows(question, run, step=None):
-    """A row per seed: the last, or that of a step."""
+def curves(question, run):
+    """All rows of each seed."""
     run = question.RUNS[run] if isinstance(run, str) else run
     seeds = getattr(question, "SEEDS", runs.SEEDS)
     common = {} if question is real else runs.COMMON
-    found = [runs.find(LINES, run, seed, common)["rows"] for seed in seeds]
-    return [next(row for row in of_seed if step in (None, row["step"]))
-            for of_seed in (reversed(rows) for rows in found)]
+    return [runs.find(LINES, run, seed, common)["rows"] for seed in seeds]
+
+
+def rows(question, run, step=None):
+    """A row per seed: the last, or that of a step."""
+    return [next(row for row in reversed(of_seed) if step in (None, row["step"]))
+            for of_seed in curves(question, run)]
 
 
 def kept(question, run, step=None):
@@ -61,9 +65,8 @@ ALL_FOUR = "mol to the latest model, earlier domains too"
 LONGEST = budget.run("replay", "noise", 40_000, 2400)
 
 SIZES = list(scale.SIZES)
-LEARNT_AT = {(name, size): [
-    scale.step_learnt(runs.find(LINES, scale.run(name, size), seed, runs.COMMON)["rows"])
-    for seed in runs.SEEDS] for name in scale.LINES for size in SIZES}
+LEARNT_AT = {(name, size): list(map(scale.step_learnt, curves(scale, scale.run(name, size))))
+             for name in scale.LINES for size in SIZES}
 
 
 def of_base(name, size):
@@ -133,8 +136,8 @@ CLAIMS = [
      [of(budget, budget.run("replay", "noise", 2_000, 2400)) for of in (p_right, kept)]),
     (ANSWERS, "its loss on held-out text rises from {:.3f} at 300 steps to {:.3f}, where with "
      "40,000 it falls from {:.3f} to {:.3f}.",
-     [*(value(budget, budget.run("replay", "noise", documents, steps), "general_loss")
-        for documents in budget.DOCUMENTS for steps in (300, 2400))]),
+     [value(budget, budget.run("replay", "noise", documents, steps), "general_loss")
+      for documents in budget.DOCUMENTS for steps in (300, 2400)]),
     (ANSWERS, "the answers stay at {:.0%} to {:.0%}, more than the imitator's",
      [end(kept(budget, budget.run("replay", "bias", 2_000, steps)) for steps in budget.STEPS)
       for end in (min, max)]),
