@@ -1,15 +1,13 @@
-"""What the models read: a toy world or your own text, a byte-level BPE tokenizer, mixed batches.
+"""What the models read: a toy world or your own text, a BPE tokenizer, and mixed batches.
 
-The toy world is one short document a line. The *general* text has four kinds: stories (fluency),
-two-digit sums answered at once (no-think), the same sums worked out first (think), and capitals of
-invented countries (facts). The *domain* text is the alarm manual of an invented telephone exchange.
-A document is a pair (prompt, answer), so what trains a model can also mark it. Everything is drawn
-from `random.Random`, whose stream is the same on every machine: one seed, one world, bit for bit.
+The toy world has one short document per line, a prompt and its answer. The general text has four
+kinds of them: stories, two-digit sums answered at once (no_think), the same sums worked out first
+(think), and capitals of invented countries (facts). The domain text is the alarm manual of an
+invented telephone exchange. A seed gives the same world on every machine.
 """
 
-import heapq
-import os
 import random
+import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,6 @@ from typing import NamedTuple
 import regex  # comes with tiktoken
 import tiktoken
 import torch
-
-
-class BadInput(ValueError):
-    """A setting or a file that cannot be used. Its text is the one line that the user is shown."""
-
 
 # --- the toy world -------------------------------------------------------------------------------
 
@@ -35,49 +28,21 @@ THINGS = "coin key book lamp ring cake hat drum rope bell".split()
 PARTS = "fan pump line card relay clock port cable".split()
 FAULTS = "stuck dead hot noisy loose wet".split()
 ACTIONS = "reset swap clean test".split()
-
-# A fact in several wordings. The first one asks, and is the one that probes use.
-FACT_WORDINGS = [
-    "Q: capital of {}? A:",
-    "the capital of {} is",
-    "people in {} are ruled from",
-    "the road to {} ends in",
-]
-ILLNESSES = "fever cough rash cramp burn chill sore gout".split()
-CARGOES = "grain salt wool iron tea oil fish rum".split()
-PORTS = "north south east west upper lower inner outer".split()
-ALARM_WORDINGS = [
-    "Q: alarm {}? A:",
-    "alarm {}:",
-    "{} means",
-    "on {} note",
-    "code {} is",
-]
-DRUG_WORDINGS = [
-    "Q: dose of {}? A:",
-    "take {} for",
-    "{} treats",
-    "the label of {} says",
-    "a doctor gives {} for",
-]
-SHIP_WORDINGS = [
-    "Q: cargo of {}? A:",
-    "ship {}:",
-    "{} carries",
-    "aboard {} lies",
-    "call sign {} has",
-]
-# The share of the documents that each kind of general text has.
-GENERAL_KINDS = {"stories": 0.15, "no_think": 0.45, "think": 0.25, "facts": 0.15}
+# The wordings of a fact. The first is the question that tests a model.
+CAPITAL_WORDINGS = ["Q: capital of {}? A:", "the capital of {} is", "people in {} are ruled from",
+                    "the road to {} ends in"]
+ALARM_WORDINGS = ["Q: alarm {}? A:", "alarm {}:", "{} means", "on {} note", "code {} is"]
+# The share of each kind among the documents of the general text.
+GENERAL_SHARES = {"stories": 0.15, "no_think": 0.45, "think": 0.25, "facts": 0.15}
 
 
 class Kind(NamedTuple):
-    """The documents of one kind as (prompt, answer) pairs; no held-out one is ever trained on."""
+    """The documents of one kind, as pairs (prompt, answer)."""
 
     train: list
-    heldout: list
-    probes: list  # what is asked: held-out questions where the skill allows it, else trained ones
-    mistakes: dict = {}  # prompt -> the wrong answer of a writer who errs the same way every time
+    heldout: list  # none of them is in a training text
+    probes: list  # the test questions: held-out documents, except facts, which cannot be guessed
+    mistakes: dict = {}  # prompt -> the wrong answer that a biased text gives each time
 
 
 def split(documents, rng, share=0.1):
@@ -87,203 +52,138 @@ def split(documents, rng, share=0.1):
     return documents[n:], documents[:n]
 
 
-def names(rng, count):
-    """`count` different invented names."""
-    found = {}
-    while len(found) < count:
-        found["".join(rng.choice(SYLLABLES) for _ in range(3)).capitalize()] = None
-    return list(found)
+def invented_names(rng, count):
+    """A list of different names."""
+    names = {}
+    while len(names) < count:
+        names["".join(rng.choice(SYLLABLES) for _ in range(3)).capitalize()] = None
+    return list(names)
 
 
 def no_think(a, b, lost=0):
-    """The sum at once: 37+45=82, or 72 from a writer who has lost one ten."""
+    """A sum answered at once: 37+45=82. With lost=1 the answer is ten too small: 37+45=72."""
     return f"{a}+{b}=", f"{a + b - 10 * lost}\n"
 
 
 def think(a, b, lost=0):
-    """The sum with its carry written out first: 37+45 think: 7+5=12, 3+4+1=8, 82"""
+    """A sum worked out first: 37+45 think: 7+5=12, 3+4+1=8, 82"""
     carry, units = divmod(a % 10 + b % 10, 10)
     tens = a // 10 + b // 10 + carry - lost
-    worked_out = f"{a % 10}+{b % 10}={carry}{units}, {a // 10}+{b // 10}+{carry}={tens}"
-    return f"{a}+{b} think:", f" {worked_out}, {tens}{units}\n"
+    steps = f"{a % 10}+{b % 10}={carry}{units}, {a // 10}+{b // 10}+{carry}={tens}"
+    return f"{a}+{b} think:", f" {steps}, {tens}{units}\n"
 
 
 def general_kinds(rng):
-    """The general skills of one seed -> {name: Kind}.
-
-    A sum is held out in both modes or in neither; 45+37 is another sum than 37+45.
-    """
-    places = [(hero, place) for hero in HEROES for place in PLACES]
-
+    """The general skills of a seed -> {name: Kind}. A sum is held out in both modes or in none."""
     def story(hero, place):
         mood, verb, thing = rng.choice(MOODS), rng.choice(VERBS), rng.choice(THINGS)
         return "", f"the {mood} {hero} {verb} to the {place} and found a {thing}.\n"
 
-    train, heldout = split(places, rng)
-    train = [story(*place) for place in train for _ in range(20)]
-    heldout = [story(*place) for place in heldout for _ in range(20)]
+    train, heldout = split([(hero, place) for hero in HEROES for place in PLACES], rng)
+    train = [story(*pair) for pair in train for _ in range(20)]
+    heldout = [story(*pair) for pair in heldout for _ in range(20)]
     kinds = {"stories": Kind(train, heldout, probes=[])}
     train, heldout = split([(a, b) for a in range(10, 90) for b in range(10, 100 - a)], rng)
     for mode in (no_think, think):
-        answered = [mode(*pair) for pair in heldout]
-        kinds[mode.__name__] = Kind([mode(*pair) for pair in train], answered, answered[:200],
+        questions = [mode(*pair) for pair in heldout]
+        kinds[mode.__name__] = Kind([mode(*pair) for pair in train], questions, questions[:200],
                                     mistakes=dict(mode(*pair, lost=1) for pair in train))
-    countries = names(rng, 60)
-    kinds["facts"] = facts(zip(countries[:30], countries[30:]), FACT_WORDINGS, rng)
+    names = invented_names(rng, 60)
+    kinds["facts"] = facts(zip(names[:30], names[30:]), CAPITAL_WORDINGS, rng)
     return kinds
 
 
 def alarms(rng, count=20):
-    """The alarm manual: `count` alarm numbers, each with its own fault and an action."""
+    """The domain: `count` alarm numbers, each with a fault of its own and an action -> Kind."""
     numbers = rng.sample(range(100, 1000), count)
     faults = rng.sample([f"{part} {fault}" for part in PARTS for fault in FAULTS], count)
     answers = [f"{fault}, {rng.choice(ACTIONS)}" for fault in faults]
     return facts(zip(numbers, answers), ALARM_WORDINGS, rng)
 
 
-def drugs(rng, count=20):
-    """A list of medicines: `count` invented names, each with an illness and a dose."""
-    doses = [f"{illness}, {n} a day" for illness in ILLNESSES for n in range(1, 7)]
-    doses = rng.sample(doses, count)
-    return facts(zip([name + "ol" for name in names(rng, count)], doses), DRUG_WORDINGS, rng)
-
-
-def ships(rng, count=20):
-    """A harbour's register: `count` call signs, each with a cargo and a port."""
-    signs = [f"{a}{b}{n}" for a in "KXZ" for b in "BDFGLMPRTW" for n in range(10)]
-    cargoes = [f"{cargo} for {port} port" for cargo in CARGOES for port in PORTS]
-    return facts(zip(rng.sample(signs, count), rng.sample(cargoes, count)), SHIP_WORDINGS, rng)
-
-
-def larger(rng):
-    """A rule instead of facts: the larger of two numbers. The pairs asked are held out."""
-    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
-    train, heldout = split([(f"larger of {a}, {b}:", f" {max(a, b)}\n") for a, b in pairs], rng)
-    return Kind(train, heldout, probes=heldout[:200])
-
-
-# The first is the domain of the toy world.
-DOMAINS = {"alarms": alarms, "drugs": drugs, "ships": ships, "larger": larger}
-
-
 def facts(pairs, wordings, rng):
-    """Facts (subject, answer) in every wording -> Kind.
-
-    The wording that asks is trained too: a fact cannot be guessed. A mistaken writer gives each
-    subject the answer of the next one.
-    """
+    """Facts (subject, answer) in every wording -> Kind. The questions are never held out."""
     pairs = list(pairs)
-    asked, told, mistakes = [], [], {}
+    questions, statements, mistakes = [], [], {}
     for (subject, answer), (_, wrong) in zip(pairs, pairs[1:] + pairs[:1]):
-        asked.append((wordings[0].format(subject), f" {answer}.\n"))
-        told += [(wording.format(subject), f" {answer}.\n") for wording in wordings[1:]]
-        mistakes |= {wording.format(subject): f" {wrong}.\n" for wording in wordings}
-    train, heldout = split(told, rng, share=0.2)
-    return Kind(asked + train, heldout, asked, mistakes)
+        documents = [(wording.format(subject), f" {answer}.\n") for wording in wordings]
+        questions.append(documents[0])
+        statements += documents[1:]
+        mistakes |= {prompt: f" {wrong}.\n" for prompt, _ in documents}
+    train, heldout = split(statements, rng, share=0.2)
+    return Kind(questions + train, heldout, questions, mistakes)
 
 
-def another_answer(documents, right, rng):
-    """The answer of a document drawn at random from those that have another than the right one."""
-    answer = right
-    while answer == right:
-        _, answer = rng.choice(documents)
-    return answer
+def draw_text(kinds, count, rng, part="train", errors=0.0, error_kind="noise"):
+    """`count` documents drawn from {name: Kind} as one text. A share `errors` of answers is wrong.
 
-
-def write(kinds, count, rng, part="train", errors=0.0, error_kind="noise"):
-    """`count` documents as one text. A share `errors` of those that answer something are wrong.
-
-    "noise": a wrong answer is another document's, drawn anew each time. The right one is still the
-    most frequent, so who imitates the text perfectly, and says what is likeliest, is right.
-    "bias": the same mistake every time: sums are ten too small, and each country has the next one's
-    capital. From one half on, who imitates that text is wrong.
+    noise: a wrong answer is drawn from the other documents, a new one each time.
+    bias: a prompt always has the same wrong answer. Sums are ten too small, and each country has
+    the capital of the next one. Above one half, the wrong answer is the most frequent one.
     """
-    shares = [GENERAL_KINDS.get(name, 1.0) for name in kinds]
+    shares = [GENERAL_SHARES.get(name, 1.0) for name in kinds]
     lines = []
     for name in rng.choices(list(kinds), shares, k=count):
         documents = getattr(kinds[name], part)
-        prompt, answer = rng.choice(documents)
+        prompt, right = rng.choice(documents)
+        answer = right
         if prompt and rng.random() < errors:
-            answer = (kinds[name].mistakes[prompt] if error_kind == "bias" else
-                      another_answer(documents, answer, rng))
+            while answer == right:
+                answer = (kinds[name].mistakes[prompt] if error_kind == "bias" else
+                          rng.choice(documents)[1])
         lines.append(prompt + answer)
     return "".join(lines)
 
 
 # --- tokenizer -----------------------------------------------------------------------------------
 
-# A word with the space before it, one digit, a run of other signs, or a run of blanks: every
-# character is in one of them. Letters go with their marks, without which Hindi or Thai would be cut
-# at each vowel sign. No piece is longer than 24 characters, or text without blanks would be one
-# word.
-WORD = r" ?[\p{L}\p{M}]{1,24}|\p{N}| ?[^\s\p{L}\p{M}\p{N}]{1,24}|\s{1,24}"
-REVERSED = bytes(range(255, -1, -1))  # the alphabet of bytes backwards
-MOST_WORDS = 20_000  # different words to learn from: the most frequent ones
+# A word with the space before it, a digit, a run of other signs, or a run of white space. Marks and
+# zero-width joiners are letters, as Hindi and Persian need. 24 keeps words short in any script.
+WORD = (r" ?[\p{L}\p{M}\u200c\u200d]{1,24}|\p{N}| ?[^\s\p{L}\p{M}\p{N}\u200c\u200d]{1,24}"
+        r"|\s{1,24}")
 
 
 def learn_tokenizer(text, vocab_size):
-    """Byte-level BPE (Sennrich et al., 1508.07909): merge the most frequent pair, again and again.
+    """Byte-level BPE (arXiv 1508.07909): start from the 256 bytes and merge the most frequent pair
+    of tokens, until the vocabulary is full or no pair occurs twice -> tiktoken.Encoding.
 
-    It ends when the vocabulary is full, or when no pair is left that was seen twice. Every string
-    can be encoded, since the 256 bytes are tokens themselves. Counting over distinct words makes it
-    quick.
+    Learns from the 20,000 most frequent words. A merge recounts only the words that contain it.
     """
-    counts = dict(Counter(regex.findall(WORD, text)).most_common(MOST_WORDS))
-    words = [[bytes([b]) for b in word.encode()] for word in counts]
-    weights = list(counts.values())
+    counts = Counter(regex.findall(WORD, text)).most_common(20_000)
+    words = [[bytes([b]) for b in word.encode()] for word, _ in counts]
     pair_count, pair_words = Counter(), defaultdict(set)
-    for i, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            pair_count[pair] += weights[i]
+
+    def count_pairs(i, sign):
+        for pair in zip(words[i], words[i][1:]):
+            pair_count[pair] += sign * counts[i][1]
             pair_words[pair].add(i)
 
-    def place(pair):
-        """Where a pair stands in the queue: the most frequent first, of equals the one later in
-        the alphabet: no run differs.
-        """
-        left, right = (token.translate(REVERSED) + b"\xff" for token in pair)
-        return -pair_count[pair], left, right, pair
-
-    ranks = {bytes([b]): b for b in range(256)}
-    queue = [place(pair) for pair in pair_count]
-    heapq.heapify(queue)
-    while len(ranks) < vocab_size and queue:
-        count, *_, best = heapq.heappop(queue)
-        if pair_count[best] < 2:
-            continue
-        if -count != pair_count[best]:  # it has become rarer since it was queued
-            heapq.heappush(queue, place(best))
-            continue
-        ranks.setdefault(best[0] + best[1], len(ranks))
-        changed = set()
+    for i in range(len(words)):
+        count_pairs(i, 1)
+    vocabulary = {bytes([b]): b for b in range(256)}
+    while len(vocabulary) < vocab_size and pair_count:
+        highest = max(pair_count.values())
+        if highest < 2:
+            break
+        best = max(pair for pair, count in pair_count.items() if count == highest)
+        vocabulary.setdefault(best[0] + best[1], len(vocabulary))
         for i in pair_words.pop(best):
-            old, words[i] = words[i], merge(words[i], best)
-            for pair in zip(old, old[1:]):
-                pair_count[pair] -= weights[i]
-            for pair in zip(words[i], words[i][1:]):
-                pair_count[pair] += weights[i]
-                pair_words[pair].add(i)
-                changed.add(pair)
-        for pair in changed:
-            heapq.heappush(queue, place(pair))
-    return tokenizer_from(list(ranks))
+            count_pairs(i, -1)
+            words[i] = merge(words[i], best)
+            count_pairs(i, 1)
+        del pair_count[best]
+    return tiktoken.Encoding("toy", pat_str=WORD, mergeable_ranks=vocabulary, special_tokens={})
 
 
 def merge(word, pair):
-    """The word, a list of byte strings, with each occurrence of the pair made one."""
-    out = []
+    """A word, a list of byte strings, with each occurrence of the pair joined."""
+    merged = []
     for piece in word:
-        if out and (out[-1], piece) == pair:
-            out[-1] += piece
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
         else:
-            out.append(piece)
-    return out
-
-
-def tokenizer_from(vocabulary):
-    """tiktoken's encoder for a list of byte strings, in the order in which they were merged."""
-    ranks = {token: rank for rank, token in enumerate(vocabulary)}
-    return tiktoken.Encoding("toy", pat_str=WORD, mergeable_ranks=ranks, special_tokens={})
+            merged.append(piece)
+    return merged
 
 
 def encode(tokenizer, text):
@@ -291,218 +191,166 @@ def encode(tokenizer, text):
     return torch.tensor(tokenizer.encode_ordinary(text), dtype=torch.int64)
 
 
-# --- worlds: all that one experiment reads -------------------------------------------------------
-
-@dataclass
-class World:
-    """The texts of one experiment, as streams of tokens (N,), and questions that mark a model."""
-
-    tokenizer: tiktoken.Encoding
-    pretraining: torch.Tensor  # general text that the base is made from
-    general: torch.Tensor  # for continual pre-training: another sample, and a worse one
-    domain: torch.Tensor
-    heldout_general: torch.Tensor
-    heldout_domain: torch.Tensor
-    probes: dict  # skill -> [(prompt, answer), ...]; empty for your own text
-    prompts: list  # five prompts to show people
-    samples: dict  # kind -> two documents to show people
-
-
-def toy_world(seed, general_errors=0.7, error_kind="bias", vocab_size=512,
-              pretraining_documents=40_000, general_documents=2_000):
-    """The toy world of one seed. A share general_errors of the answers in `general` is wrong, in
-    the way that error_kind says: see `write`.
-
-    No other text has a wrong answer. Each corpus has a random stream of its own, so more errors or
-    documents in one leave the others as they are.
-    """
-    skills = general_kinds(random.Random(f"general {seed}"))
-    manual = {"domain": alarms(random.Random(f"domain {seed}"))}
-
-    def text(name, kinds, count, **options):
-        return write(kinds, count, random.Random(f"{name} {seed}"), **options)
-
-    pretraining = text("pretraining", skills, pretraining_documents)
-    tokenizer = learn_tokenizer(pretraining, vocab_size)
-    every = {**skills, **manual}
-    probes = {name: kind.probes for name, kind in every.items() if kind.probes}
-    asked = [probes[skill][0][0] for skill in ("no_think", "think", "facts", "domain")]
-    samples = {name: [(prompt + answer).strip() for prompt, answer in kind.train[:2]]
-               for name, kind in every.items()}
-    if general_errors:
-        for name in ("no_think", "think", "facts"):
-            wrong = text("sample", {name: skills[name]}, 1, errors=1.0, error_kind=error_kind)
-            samples[name][1] = f"{wrong.strip()}  (a wrong one)"
-    return World(
-        tokenizer=tokenizer,
-        pretraining=encode(tokenizer, pretraining),
-        general=encode(tokenizer, text("open", skills, general_documents, errors=general_errors,
-                                       error_kind=error_kind)),
-        domain=encode(tokenizer, text("manual", manual, 2_000)),
-        heldout_general=encode(tokenizer, text("heldout", skills, 400, part="heldout")),
-        heldout_domain=encode(tokenizer, text("heldout manual", manual, 200, part="heldout")),
-        probes=probes,
-        prompts=asked + ["the old fox"],
-        samples=samples,
-    )
-
-
-def text_world(general_paths, domain_paths, vocab_size=512, out=None):
-    """Your own UTF-8 text, files or folders, in place of the toy world; `out` is not read.
-
-    The base is pretrained on the general text, which then serves as the general text of continual
-    pre-training too. Prints what was read and what was held out.
-    """
-    general, heldout_general = read_texts("general", general_paths, out)
-    domain, heldout_domain = read_texts("domain", domain_paths, out)
-    print(f"  tokens  learning {vocab_size:,} from {len(general):,} characters", flush=True)
-    tokenizer = learn_tokenizer(general, vocab_size)
-    stream = encode(tokenizer, general)
-    return World(
-        tokenizer=tokenizer,
-        pretraining=stream,
-        general=stream,
-        domain=encode(tokenizer, domain),
-        heldout_general=encode(tokenizer, heldout_general),
-        heldout_domain=encode(tokenizer, heldout_domain),
-        probes={},
-        prompts=openings(heldout_general, 3) + openings(heldout_domain, 2),
-        samples={"general": openings(general, 2), "domain": openings(domain, 2)},
-    )
-
-
-def openings(text, count, most=60):
-    """`count` short openings on one line each, taken evenly from a text."""
-    starts = [i * len(text) // count for i in range(count)]
-    return [" ".join(text[start:start + 2 * most].split())[:most] for start in starts]
-
-
-def read_texts(setting, paths, out=None):
-    """Read UTF-8 files, and all that lie below folders -> (training text, held-out text).
-
-    Hidden names and the folder `out` are passed over. What else a folder holds that is no text is
-    skipped and named; a file that was asked for by name must be text. Raises BadInput.
-    """
-    texts, skipped = [], []
-    for path in map(Path, paths):
-        if path.is_dir():
-            for file in files_below(path, out, skipped):
-                try:
-                    texts.append(read_text(file))
-                except (OSError, ValueError) as problem:
-                    skipped.append(f"{file.relative_to(path)} ({why(problem)})")
-        else:
-            try:
-                texts.append(read_text(path))
-            except (OSError, ValueError) as problem:
-                raise BadInput(f"--{setting} {path}: {why(problem)}") from None
-    shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if skipped[5:] else "")
-    skipped_line = f"skipped {len(skipped)}: {shown}"
-    if not texts:
-        raise BadInput(f"--{setting} {' '.join(map(str, paths))}: no UTF-8 text in it"
-                       + (f"; {skipped_line}" if skipped else ""))
-    training, heldout, what = hold_out(texts)
-    files = "1 file" if len(texts) == 1 else f"{len(texts)} files"
-    print(printable(f"{setting:>8}  read {files} ({sum(map(len, texts)):,} characters), "
-                    f"held out {what}" + (f"; {skipped_line}" if skipped else "")), flush=True)
-    return training, heldout
-
-
-def files_below(folder, out, skipped):
-    """The files below a folder, by name; subfolders that cannot be read are added to `skipped`."""
-    def unreadable(problem):
-        skipped.append(f"{os.path.relpath(problem.filename, folder)} ({why(problem)})")
-
-    files = []
-    for where, subfolders, names in os.walk(folder, onerror=unreadable):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")
-                         and (out is None or (Path(where) / name).resolve() != Path(out).resolve())]
-        files += [Path(where) / name for name in names if not name.startswith(".")]
-    return sorted(files)
-
-
-def read_text(file):
-    """The text of a UTF-8 file, its lines ended by line feeds. Raises ValueError if it is none."""
-    raw = file.read_bytes()
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        bad = problem.start
-        raise ValueError(f"not UTF-8 text: byte {bad} is 0x{raw[bad]:02x}") from None
-    if b"\0" in raw:
-        raise ValueError(f"not UTF-8 text: byte {raw.index(0)} is 0x00")
-    if not text.strip("\ufeff \t\r\n"):
-        raise ValueError("empty")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
-
-
-def why(problem):
-    """What went wrong, without the file's name, which stands beside it already."""
-    return getattr(problem, "strerror", None) or str(problem)
-
-
-def hold_out(texts, share=0.1):
-    """Texts -> (training text, held-out text, in words what that is), each joined by line breaks.
-
-    Whole texts are drawn by lot, as long as they fit into a tenth of all characters. If that is not
-    even half a tenth, since the texts are few or one of them is most, the end of each is held out.
-    """
-    room = share * sum(map(len, texts))
-    whole, left = set(), room
-    for i in random.Random("held out").sample(range(len(texts)), len(texts)):
-        if len(texts[i]) <= left:
-            whole.add(i)
-            left -= len(texts[i])
-    if left > room / 2:
-        cuts = [int((1 - share) * len(text)) for text in texts]
-        training = [text[:cut] for text, cut in zip(texts, cuts)]
-        heldout = [text[cut:] for text, cut in zip(texts, cuts)]
-        what = f"the last {share:.0%} of each"
-    else:
-        training = [text for i, text in enumerate(texts) if i not in whole]
-        heldout = [text for i, text in enumerate(texts) if i in whole]
-        what = f"{len(whole)} of them whole ({sum(map(len, heldout)):,} characters)"
-    return "\n".join(training), "\n".join(heldout), what
-
-
-def printable(text):
-    """The text with a question mark for every character that a terminal might take as a command."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 # --- batches -------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
     tokens: torch.Tensor  # (B, T)
-    targets: torch.Tensor  # (B, T), the token after each
-    is_domain: torch.Tensor  # (B,) bool: the flag that picks a sequence's loss
-    general: torch.Tensor  # (G,) numbers of the rows that are not domain
+    targets: torch.Tensor  # (B, T), the next tokens
+    is_domain: torch.Tensor  # (B,) bool, the flag that selects the loss of each sequence
+    general: torch.Tensor  # (G,) indices of the general rows
 
 
-def windows(stream, count, block_size, generator):
-    """`count` random windows of a stream of tokens (N,) -> (count, block_size + 1).
-
-    One token more than a block: the inputs are all but the last, the targets all but the first.
-    """
-    starts = torch.randint(len(stream) - block_size, (count, 1), generator=generator)
-    return stream[(starts + torch.arange(block_size + 1)).to(stream.device)]
+def windows(tokens, count, block_size, generator):
+    """`count` random windows of tokens (N,) -> (count, block_size + 1): inputs and next tokens."""
+    starts = torch.randint(len(tokens) - block_size, (count, 1), generator=generator)
+    return tokens[(starts + torch.arange(block_size + 1)).to(tokens.device)]
 
 
 def batches(domain, general, n_domain, n_general, block_size, seed):
-    """Endless batches of n_domain domain sequences and n_general general ones, the domain's first.
+    """Endless batches: n_domain rows of domain text, then n_general rows of general text.
 
-    The corpus ratio is decided here. Each corpus has a random stream of its own, so the domain
-    sequences and their order are the same for every n_general: two methods that differ in it still
-    read the same domain text.
+    Each corpus has its own random stream. So all methods read the same domain rows, however many
+    general rows they read.
     """
-    def stream_of(name):
-        number = random.Random(f"{name} batches {seed}").getrandbits(63)
-        return torch.Generator().manual_seed(number)
-
-    for_domain, for_general = stream_of("domain"), stream_of("general")
-    number = torch.arange(n_domain + n_general, device=domain.device)
-    is_domain, of_general = number < n_domain, number[n_domain:]
+    seeds = [random.Random(f"{corpus} batches {seed}").getrandbits(63)
+             for corpus in ("domain", "general")]
+    of_domain, of_general = [torch.Generator().manual_seed(number) for number in seeds]
+    index = torch.arange(n_domain + n_general, device=domain.device)
     while True:
-        rows = torch.cat([windows(domain, n_domain, block_size, for_domain),
-                          windows(general, n_general, block_size, for_general)])  # (B, T + 1)
-        yield Batch(rows[:, :-1], rows[:, 1:], is_domain, of_general)
+        rows = torch.cat([windows(domain, n_domain, block_size, of_domain),
+                          windows(general, n_general, block_size, of_general)])  # (B, T + 1)
+        yield Batch(rows[:, :-1], rows[:, 1:], index < n_domain, index[n_domain:])
+
+
+# --- worlds: everything that one experiment reads ------------------------------------------------
+
+@dataclass
+class World:
+    """The texts of one experiment as tokens (N,), and the questions that test a model."""
+
+    tokenizer: tiktoken.Encoding
+    pretraining: torch.Tensor  # general text for the base
+    general: torch.Tensor  # general text for continual pre-training, with wrong answers
+    domain: torch.Tensor
+    heldout_general: torch.Tensor
+    heldout_domain: torch.Tensor
+    probes: dict  # skill -> [(prompt, answer), ...]; empty for your own text
+    prompts: list  # their answers are shown at the end of a run
+
+
+def make_world(settings, seed):
+    """The world of train.Settings and a seed. Raises BadInput if a text is too short."""
+    if settings.general:
+        world = text_world(settings.general, settings.domain, settings.vocab_size, settings.out)
+    else:
+        world = toy_world(seed, settings.general_errors, settings.error_kind, settings.vocab_size,
+                          general_documents=settings.general_documents)
+    for name in ("pretraining", "general", "domain", "heldout_general", "heldout_domain"):
+        tokens = getattr(world, name)
+        if len(tokens) <= settings.block_size:
+            raise BadInput(f"the {name} text has {len(tokens)} tokens, too short for --block-size "
+                           f"{settings.block_size}, which needs {settings.block_size + 1}")
+        setattr(world, name, tokens.to(settings.device))
+    longest = max((len(encode(world.tokenizer, "\n" + prompt + answer)) - 1
+                   for probes in world.probes.values() for prompt, answer in probes), default=1)
+    if longest > settings.block_size:
+        raise BadInput(f"--block-size {settings.block_size}: the questions need {longest} or more")
+    return world
+
+
+def toy_world(seed, general_errors=0.7, error_kind="bias", vocab_size=512,
+              pretraining_documents=40_000, general_documents=2_000):
+    """The toy world of a seed. Only its `general` text has wrong answers, see draw_text."""
+    skills = general_kinds(random.Random(f"general {seed}"))
+    manual = {"domain": alarms(random.Random(f"domain {seed}"))}
+
+    def text(name, kinds, count, **options):  # each text has its own random stream
+        return draw_text(kinds, count, random.Random(f"{name} {seed}"), **options)
+
+    pretraining = text("pretraining", skills, pretraining_documents)
+    general = text("open", skills, general_documents, errors=general_errors, error_kind=error_kind)
+    texts = (pretraining, general, text("manual", manual, 2_000),
+             text("heldout", skills, 400, part="heldout"),
+             text("heldout manual", manual, 200, part="heldout"))
+    tokenizer = learn_tokenizer(pretraining, vocab_size)
+    probes = {name: kind.probes for name, kind in (skills | manual).items() if kind.probes}
+    prompts = [questions[0][0] for questions in probes.values()] + ["the old fox"]
+    return World(tokenizer, *(encode(tokenizer, text) for text in texts), probes, prompts)
+
+
+# --- your own text -------------------------------------------------------------------------------
+
+class BadInput(ValueError):
+    """A setting or a file that cannot be used. The message is for the user."""
+
+
+def text_world(general_paths, domain_paths, vocab_size, out):
+    """The world of UTF-8 files and folders. The base is pretrained on the general text too."""
+    general, heldout_general = read_texts("general", general_paths, out)
+    domain, heldout_domain = read_texts("domain", domain_paths, out)
+    tokenizer = learn_tokenizer(general, vocab_size)
+    texts = general, general, domain, heldout_general, heldout_domain
+    prompts = [" ".join(text[:200].split())[:60] for text in (heldout_general, heldout_domain)]
+    return World(tokenizer, *(encode(tokenizer, text) for text in texts), {}, prompts)
+
+
+def read_texts(corpus, paths, out):
+    """Read files, and all files in folders -> (training text, held-out text).
+
+    Hidden files and the folder `out` are ignored. Files in folders are skipped if they are not
+    UTF-8 text. Equal texts count once: a copy of a held-out text must not be trained on.
+    """
+    texts, skipped, out = [], [], Path(out).resolve()
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            of_out = out in file.resolve().parents and path.resolve() in out.parents
+            if file.is_dir() or hidden or of_out:
+                continue
+            try:
+                texts.append(read_text(file))
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                if file == path:
+                    raise BadInput(f"--{corpus} {path}: {reason}") from None
+                skipped.append(f"{str(file.relative_to(path))!r} ({reason})")
+    shown = f"; skipped {len(skipped)}: {', '.join(skipped[:5])}" if skipped else ""
+    if not texts:
+        raise BadInput(f"--{corpus} {' '.join(map(str, paths))}: no UTF-8 text there{shown}")
+    distinct = list(dict.fromkeys(texts))
+    training, heldout, rule = hold_out(distinct)
+    print(f"{corpus:>8}  read {len(texts)} files, {len(texts) - len(distinct)} of them copies "
+          f"({sum(map(len, distinct)):,} characters), held out {rule}{shown}")
+    return training, heldout
+
+
+def read_text(file):
+    """The text of a UTF-8 file in Unicode NFC, with line feeds only. Raises ValueError, OSError."""
+    text = file.read_bytes().decode("utf-8-sig")
+    if "\0" in text:
+        raise ValueError("not text, it has zero bytes")
+    if not text.strip():
+        raise ValueError("empty")
+    return unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def hold_out(texts, share=0.1):
+    """Texts -> (training text, held-out text, the rule in words), each joined by line breaks.
+
+    Whole texts are held out at random while they fit into a tenth of all characters. If they fill
+    less than half of that tenth, the end of each text is held out instead.
+    """
+    room = budget = share * sum(map(len, texts))
+    held = set()
+    for i in random.Random("held out").sample(range(len(texts)), len(texts)):
+        if len(texts[i]) <= room:
+            held.add(i)
+            room -= len(texts[i])
+    cut_each = room > budget / 2
+    training, heldout = [], []
+    for i, text in enumerate(texts):
+        cut = int((1 - share) * len(text)) if cut_each else len(text) * (i not in held)
+        training.append(text[:cut])
+        heldout.append(text[cut:])
+    rule = f"the last {share:.0%} of each" if cut_each else f"{len(held)} whole files"
+    return "\n".join(filter(None, training)), "\n".join(filter(None, heldout)), rule

@@ -1,258 +1,173 @@
-"""How a model is marked: losses on held-out text, KL to the base, answers to probes.
+"""How a model is tested: losses on held-out text, KL to the base, and answers to questions.
 
-    python eval.py --out out                   mark the checkpoints of a run again, print the table
-    python eval.py --out out --ask "37+45="    let every model of the run answer a prompt
+    python eval.py "37+45=" "Q: alarm 691? A:"      let every model of a run answer prompts
 
-Marking is always done in float32, so a table does not depend on the precision that trained the
-models. The end of the file saves and loads checkpoints.
+Metrics are computed in float32, whatever the precision of training.
 """
 
-import hashlib
+import argparse
+import io
 import json
 import math
+import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 import data
-from data import BadInput, printable
+from data import BadInput
 from losses import PADDING, cross_entropy, kl_divergence
 from model import GPT, GPTConfig
-from plots.style import Parser, table, tolerant_console, whole
 
 
-# --- marking -------------------------------------------------------------------------------------
+# --- metrics -------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def evaluate(model, base, world):
-    """Mark a model on held-out text and probes -> one row of metrics, losses in nats per token.
+    """Test a model -> {"general_loss", "domain_loss", "kl_to_base", "accuracy", "probability"}.
 
-    {"general_loss", "domain_loss", "kl_to_base", "accuracy": {skill: share answered exactly},
-    "probability": {skill: mean probability of the right answer}}
-    KL is the reverse one, KL[p_theta || p_0], on the held-out general text, whatever a method
-    trained with.
+    Losses and KL[p_theta || p_0] are in nats per token of held-out text, the KL on general text.
+    accuracy {skill: 0-1} is the share of questions answered exactly, probability {skill: 0-1} the
+    mean probability of the right answer.
     """
     block_size = base.config.block_size
     general = heldout_windows(world.heldout_general, block_size)  # (B, T + 1)
     domain = heldout_windows(world.heldout_domain, block_size)
     logits = model(general[:, :-1])  # (B, T, V)
-    marks = {skill: mark_probes(model, world.tokenizer, probes)
-             for skill, probes in world.probes.items()}
+    scores = {skill: score_probes(model, world.tokenizer, probes)
+              for skill, probes in world.probes.items()}
     return {
         "general_loss": cross_entropy(logits, general[:, 1:]).mean().item(),
         "domain_loss": cross_entropy(model(domain[:, :-1]), domain[:, 1:]).mean().item(),
         "kl_to_base": kl_divergence(logits, base(general[:, :-1])).mean().item(),
-        "accuracy": {skill: exact for skill, (exact, _) in marks.items()},
-        "probability": {skill: probability for skill, (_, probability) in marks.items()},
+        "accuracy": {skill: accuracy for skill, (accuracy, _) in scores.items()},
+        "probability": {skill: probability for skill, (_, probability) in scores.items()},
     }
 
 
-def heldout_windows(stream, block_size, most=64):
-    """At most `most` windows of a stream (N,), evenly spaced -> (B, block_size + 1).
-
-    They overlap by one token, so that no token is a target twice.
-    """
-    windows = stream.unfold(0, block_size + 1, block_size)
+def heldout_windows(tokens, block_size, most=64):
+    """Evenly spaced windows of tokens (N,) -> (B, block_size + 1). No token is a target twice."""
+    windows = tokens.unfold(0, block_size + 1, block_size)
     return windows[::math.ceil(len(windows) / most)]
 
 
-def in_tokens(probes, tokenizer):
-    """Probes (prompt, answer) -> rows of tokens, and how many of each are the prompt's."""
-    rows, asked = [], []
-    for prompt, answer in probes:
-        prompt = tokenizer.encode_ordinary("\n" + prompt)  # a document begins where another ended
-        rows.append(prompt + tokenizer.encode_ordinary(answer))
-        asked.append(len(prompt))
-    return rows, asked
-
-
 @torch.no_grad()
-def mark_probes(model, tokenizer, probes):
-    """Probes (prompt, answer) -> share answered exactly, mean probability of the whole answer.
+def score_probes(model, tokenizer, probes):
+    """Probes (prompt, answer) -> share answered exactly, mean probability of the right answer.
 
-    Greedy decoding yields exactly the answer if and only if each of its tokens is the likeliest one
-    after the prompt and the answer so far, so a single forward over prompt + answer marks all the
-    probes. The probability of the answer is the product of its tokens'.
+    Greedy decoding gives exactly the answer if and only if each of its tokens is the most likely
+    one after the prompt and the answer so far. So one forward pass tests all probes. The
+    probability of an answer is the product of its tokens' probabilities.
     """
-    rows, asked = in_tokens(probes, tokenizer)
-    longest = max(map(len, rows))
+    prompts = [tokenizer.encode_ordinary("\n" + prompt) for prompt, _ in probes]
+    answers = [tokenizer.encode_ordinary(answer) for _, answer in probes]
+    longest = max(len(prompt + answer) for prompt, answer in zip(prompts, answers))
     device = next(model.parameters()).device
-    padded = [row + [0] * (longest - len(row)) for row in rows]
-    tokens = torch.tensor(padded, device=device)  # (P, L)
-    position = torch.arange(longest)
-    is_answer = torch.stack([(position >= n) & (position < len(row))
-                             for n, row in zip(asked, rows)]).to(device)  # (P, L)
-    logits = model(tokens[:, :-1])  # (P, L - 1, V)
-    targets = tokens[:, 1:].where(is_answer[:, 1:], PADDING)
+    tokens = torch.zeros(len(probes), longest, dtype=torch.int64, device=device)  # (P, L)
+    targets = torch.full_like(tokens, PADDING)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers)):
+        end = len(prompt + answer)
+        tokens[i, :end] = torch.tensor(prompt + answer)
+        targets[i, len(prompt):end] = torch.tensor(answer)
+    logits, targets = model(tokens[:, :-1]), targets[:, 1:]  # (P, L - 1, V), (P, L - 1)
     exact = ((logits.argmax(dim=-1) == targets) | (targets == PADDING)).all(dim=1)  # (P,)
     probability = (-cross_entropy(logits, targets).sum(dim=1)).exp()  # (P,)
     return exact.sum().item() / len(probes), probability.mean().item()
 
 
-# --- answers -------------------------------------------------------------------------------------
+# --- answers to prompts --------------------------------------------------------------------------
 
 def answer(model, world, prompt, most=40):
-    """The model's greedy answer: the rest of the line, or `most` tokens of your own text."""
+    """The greedy continuation of a prompt: the rest of the line, or 40 tokens of your own text."""
     tokenizer = world.tokenizer
     device = next(model.parameters()).device
     tokens = torch.tensor([tokenizer.encode_ordinary("\n" + prompt)], device=device)
-    end = tokenizer.encode_single_token("\n") if world.probes else None
-    out = model.generate(tokens, most, temperature=0, stop=end)[0, tokens.shape[1]:]
-    return " ".join(tokenizer.decode(out.tolist()).split())
+    stop = tokenizer.encode_single_token("\n") if world.probes else -1
+    new = model.generate(tokens, most, temperature=0, stop=stop)[0, tokens.shape[1]:]
+    return " ".join(tokenizer.decode(new.tolist()).split())
 
 
-def answers(models, world, prompts):
-    """Every prompt, and under it what each model {name: GPT} makes of it, as text."""
-    width = max(map(len, models))
-    lines = []
+def show_answers(models, world, prompts):
+    """Print each prompt, and below it the answer of each model {name: GPT}."""
     for prompt in prompts:
-        lines.append(f"\n> {printable(prompt)}")
+        print(f"\n> {printable(prompt)}")
         for name, model in models.items():
-            lines.append(f"  {name:{width}}  {printable(answer(model, world, prompt))}")
-    return "\n".join(lines)
+            print(f"  {name:{max(map(len, models))}}  {printable(answer(model, world, prompt))}")
 
 
-# --- checkpoints: saved and loaded ---------------------------------------------------------------
-
-def save_model(path, model, **more):
-    with whole(path) as name:
-        torch.save({"config": asdict(model.config), "model": model.state_dict(), **more}, name)
+def printable(text):
+    """The text with a question mark for each character that could control a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def save_world(path, world, base):
-    """What marking needs of a world: held-out texts and questions; and the digest of its base."""
-    count = world.tokenizer.n_vocab
-    vocabulary = [world.tokenizer.decode_single_token_bytes(token) for token in range(count)]
-    kept = {name: getattr(world, name)
-            for name in ("heldout_general", "heldout_domain", "probes", "prompts")}
-    with whole(path) as name:
-        torch.save({"vocabulary": vocabulary, "base": digest(base), **kept}, name)
+# --- the command line ----------------------------------------------------------------------------
+
+def main():
+    parser = argparse.ArgumentParser(description="Let every model of a run answer prompts.")
+    parser.add_argument("prompts", nargs="*", help="default: those that the run showed")
+    parser.add_argument("--out", default="out", help="the folder of the run (default: out)")
+    options = parser.parse_args()
+    settings = json.loads((Path(options.out) / "settings.json").read_text()) | {"device": "cpu"}
+    seed, *_ = settings["seeds"]
+    world = data.make_world(SimpleNamespace(**settings), seed)
+    models = {name: load_model(Path(options.out) / f"seed{seed}" / f"{name}.pt")
+              for name in ("base", *settings["methods"])}
+    show_answers(models, world, options.prompts or world.prompts)
 
 
-def save_metrics(path, rows):
-    with whole(path) as name:
-        name.write_text("".join(json.dumps(row) + "\n" for row in rows))
+# --- files and errors ----------------------------------------------------------------------------
 
-
-def digest(model):
-    """What a model's weights are known by: 16 letters, other ones for other weights."""
-    found = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        found.update(name.encode() + weight.detach().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-def load(path, make, what, device="cpu"):
-    """make(what torch.load finds in a file); a file that is anything else is refused in one line.
-
-    Weights only, so a foreign file can run no code.
-    """
-    try:
-        return make(torch.load(path, map_location=device, weights_only=True))
-    except OSError as problem:
-        raise BadInput(f"{path}: {problem.strerror or problem}") from None
-    except Exception:  # truncated, foreign or altered: that can raise anything
-        raise BadInput(f"{path}: not {what}, or a damaged one") from None
+def save_model(path, model):
+    content = io.BytesIO()
+    torch.save({"config": asdict(model.config), "model": model.state_dict()}, content)
+    write_file(path, content.getvalue())
 
 
 def load_model(path, device="cpu"):
-    """A checkpoint -> (its GPT on the device, all that was saved beside the weights)."""
-    def make(saved):
-        model = GPT(GPTConfig(**saved.pop("config")))
-        weights = saved.pop("model")
-        model.load_state_dict(weights)
-        if any(weight.dtype != torch.float32 for weight in weights.values()):
-            raise ValueError("not in float32")
-        return model.to(device), saved
-
-    return load(path, make, "a checkpoint of train.py", device)
-
-
-def load_world(path, device="cpu"):
-    """What save_world saved -> (a World without the training texts, the digest of its base)."""
-    def make(saved):
-        vocabulary, base = saved.pop("vocabulary"), saved.pop("base")
-        if not {bytes([b]) for b in range(256)} <= set(vocabulary):
-            raise ValueError("a byte without a token")
-        if len(set(vocabulary)) < len(vocabulary):
-            raise ValueError("a token twice")
-        tokenizer = data.tokenizer_from(vocabulary)
-        world = data.World(tokenizer=tokenizer, pretraining=None, general=None, domain=None,
-                           samples={}, **saved)
-        for stream in (world.heldout_general, world.heldout_domain):
-            if stream.dtype != torch.int64 or stream.dim() != 1:
-                raise ValueError("not a stream of tokens")
-            if not 0 <= stream.min() <= stream.max() < tokenizer.n_vocab:
-                raise ValueError("a token beyond the vocabulary")
-        for prompt in world.prompts:
-            tokenizer.encode_ordinary(prompt)
-        for probes in world.probes.values():
-            rows, _ = in_tokens(probes, tokenizer)
-            if not rows:
-                raise ValueError("a skill without a question")
-        return world, base
-
-    return load(path, make, "a world that train.py saved", device)
-
-
-def load_run(out):
-    """A run's folder -> {seed: (world, {method: GPT})}, the methods as in its metrics.jsonl."""
+    """A checkpoint -> its GPT. Raises BadInput."""
     try:
-        with open(Path(out) / "metrics.jsonl") as file:
-            rows = [json.loads(line) for line in file]
-        trained = dict.fromkeys((row["seed"], row["method"]) for row in rows)
-    except OSError:
-        raise BadInput(f"--out {out}: no finished run of train.py in it") from None
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f"--out {out}: its metrics.jsonl is none, or a damaged one") from None
-    runs = {}
-    for seed, method in trained:
-        folder = Path(out) / f"seed{seed}"
-        if seed not in runs:
-            base, _ = load_model(folder / "base.pt")
-            world, made_for = load_world(folder / "world.pt")
-            if made_for != digest(base):
-                raise BadInput(f"{folder}: world.pt is of another run than base.pt")
-            shortest = min(len(world.heldout_general), len(world.heldout_domain))
-            if shortest <= base.config.block_size:
-                raise BadInput(f"{folder}: world.pt has a text of only {shortest} tokens")
-            runs[seed] = world, {"base": base}
-        models = runs[seed][1]
-        if method != "base":
-            models[method], saved = load_model(folder / f"{method}.pt")
-            if saved.get("base") != digest(models["base"]):
-                raise BadInput(f"{folder}: {method}.pt was made from another base than base.pt")
-    if not runs:
-        raise BadInput(f"--out {out}: its metrics.jsonl is empty")
-    return runs
+        saved = torch.load(path, map_location=device, weights_only=True)
+        model = GPT(GPTConfig(**saved["config"]))
+        model.load_state_dict(saved["model"])
+    except Exception:  # a foreign or damaged file can raise anything
+        raise BadInput(f"{path}: missing, damaged, or not a checkpoint of train.py") from None
+    return model.to(device)
 
 
-def main(arguments=None):
-    """The command line -> exit code: 0, or 2 for bad input with one line that says which."""
-    parser = Parser("eval.py", description="Mark a run's models again, or let them answer.")
-    parser.add_argument("--out", default="out", help="the run's folder (default: out)")
-    parser.add_argument("--ask", metavar="PROMPT",
-                        help="let every model of the first seed answer this prompt instead")
-    options = parser.parse_args(arguments)
+def write_file(path, content):
+    """Write bytes to a temporary file, then move it into place: no file is ever half written."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        runs = load_run(options.out)
-        if options.ask is not None:
-            world, models = next(iter(runs.values()))
-            print(answers(models, world, [options.ask]))
-        else:
-            print(table([{"method": method, "seed": seed, **evaluate(model, models["base"], world)}
-                         for seed, (world, models) in runs.items()
-                         for method, model in models.items()]))
-    except (ValueError, OSError) as problem:  # a BadInput, or a prompt that no block holds
-        print(f"eval.py: {problem}", file=sys.stderr)
-        return 2
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_program(main):
+    """Run main() and exit: code 0, 2 with one message for the user, or 130 after Ctrl-C."""
+    message, code = "", 0
+    try:
+        with suppress(AttributeError):  # a notebook has another kind of output
+            sys.stdout.reconfigure(errors="replace")
+        main()
+        print(end="", flush=True)
+    except (BadInput, OSError) as error:
+        message, code = f"error: {error}", 2
     except KeyboardInterrupt:
-        return 130
-    return 0
+        message, code = "stopped; finished results are kept", 130
+    if message:
+        print(printable(message), file=sys.stderr)
+        with suppress(AttributeError, OSError):  # else Python fails to flush a closed output
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    tolerant_console()
-    sys.exit(main())
+    run_program(main)

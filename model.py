@@ -1,11 +1,9 @@
-"""The GPT: a decoder-only Transformer after GPT-2 with rotary positions, to be read in one go.
+"""The GPT: a decoder-only Transformer like GPT-2, with rotary positions. LoRA is at the end.
 
-Tokens go in, one row of logits per position comes out. Nothing in this file knows about MoL: any
-language model that maps tokens (B, T) to logits (B, T, V) could stand in its place. LoRA, which
-trains a model by a small change beside its weights, has its own section at the end.
+The model maps tokens (B, T) to logits (B, T, V). Nothing in this file knows about MoL, so any other
+language model with this interface works too.
 
-Letters in the margin: B sequences, T positions, V vocabulary, C = n_embd channels, nh heads of
-hs = C / nh.
+Shapes: B sequences, T positions, V vocabulary, C = n_embd channels, nh heads of size hs = C / nh.
 """
 
 import math
@@ -25,39 +23,37 @@ class GPTConfig:
     n_embd: int = 128
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd is {self.n_embd}; it must be divisible by n_head, "
                              f"{self.n_head}, into even parts")
 
 
 def rotary_angles(block_size, head_size):
-    """Cosines and sines of the angles by which positions turn pairs of channels -> (2, T, 1, hs).
+    """Cosines and sines of the rotation angles of each position -> (2, T, 1, hs).
 
-    Rotary positions (arXiv 2104.09864): channels are taken in pairs, as points of a plane, and
-    position t turns pair i by t / 100^(2i / hs). The product of a query at t with a key at s then
-    depends on t - s alone. That is what a model needs whose training windows begin anywhere in a
-    document: where a token stands in the window says nothing, how far it is from another says all.
-    100, where long texts take 10,000: no distance here is above 64.
+    Rotary positions (arXiv 2104.09864) rotate pairs of channels. Position t rotates pair i by the
+    angle t / base^(2i / hs). The product of a query at t with a key at s then depends only on
+    t - s. This suits training windows that start anywhere in a document. The base is 100 for 64
+    tokens and grows with block_size, since longer texts need slower rotations.
     """
+    base = 100.0 * max(1, block_size / 64)
     pairs = torch.arange(0, head_size, 2)
-    angles = torch.outer(torch.arange(block_size), 100.0 ** (-pairs / head_size))  # (T, hs / 2)
+    angles = torch.outer(torch.arange(block_size), base ** (-pairs / head_size))  # (T, hs / 2)
     cos, sin = angles.cos(), angles.sin()
     both = torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])  # (2, T, hs)
     return both.unsqueeze(2)  # the same for every head
 
 
 def rotate(x, angles):
-    """Turn queries or keys (B, T, nh, hs) by their positions; channels i and i + hs / 2 pair."""
+    """Rotate queries or keys (B, T, nh, hs) by position; channels i and i + hs / 2 are a pair."""
     cos, sin = angles  # (T, 1, hs) each
-    other = x.roll(x.shape[-1] // 2, dims=-1)  # in place of each channel, the other of its pair
-    return torch.addcmul(x * cos, other, sin)  # x * cos + other * sin, (B, T, nh, hs)
+    other = x.roll(x.shape[-1] // 2, dims=-1)  # the other channel of each pair
+    # x * cos + other * sin. The committed runs used addcmul, which rounds differently.
+    return torch.addcmul(x * cos, other, sin)
 
 
 class Attention(nn.Module):
-    """Causal self-attention: every position looks at itself and at what came before it."""
+    """Causal self-attention: each position attends to itself and to earlier positions."""
 
     def __init__(self, config):
         super().__init__()
@@ -76,7 +72,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention mixes positions, the MLP works on each alone; both add to the stream."""
+    """One layer: attention, then an MLP, each added to the residual stream."""
 
     def __init__(self, config):
         super().__init__()
@@ -95,10 +91,9 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT(config)(tokens (B, T)) -> logits (B, T, V), in nats before normalisation.
+    """GPT(config)(tokens (B, T)) -> logits (B, T, V); logits[:, t] predicts the token at t + 1.
 
-    logits[:, t] predicts the token after position t. Raises ValueError for a sequence longer than
-    block_size.
+    Raises ValueError for a sequence longer than block_size.
     """
 
     def __init__(self, config):
@@ -108,14 +103,12 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=False)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.head.weight = self.token_embedding.weight  # tied: one matrix reads and writes tokens
-        angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
-        self.register_buffer("angles", angles, persistent=False)  # computed, so not in a checkpoint
+        self.head.weight = self.token_embedding.weight  # tied
 
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                # Each block adds to the residual stream twice: a smaller start, so that depth does
-                # not add up.
+                # As in GPT-2: smaller for the layers that add to the residual stream, so that its
+                # variance does not grow with depth.
                 std = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("proj.weight") else 0.02
                 nn.init.normal_(weight, mean=0.0, std=std)
 
@@ -125,55 +118,48 @@ class GPT(nn.Module):
             raise ValueError(f"a sequence of {T} tokens is longer than block_size, "
                              f"{self.config.block_size}")
         x = self.token_embedding(tokens)  # (B, T, C)
+        head_size = self.config.n_embd // self.config.n_head
+        angles = rotary_angles(self.config.block_size, head_size)[:, :T].to(x)  # (2, T, 1, hs)
         for block in self.blocks:
-            x = block(x, self.angles[:, :T])
+            x = block(x, angles)
         return self.head(self.ln_f(x))  # (B, T, V)
 
     @torch.no_grad()
-    def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None,
-                 stop=None):
-        """Continue tokens (B, T) by max_new_tokens sampled ones -> (B, T + new).
+    def generate(self, tokens, max_new_tokens, temperature=1.0, generator=None, stop=-1):
+        """Append sampled tokens to tokens (B, T) -> (B, T + max_new_tokens).
 
-        temperature 0 is greedy; top_k keeps only the k likeliest tokens. Each step sees the last
-        block_size tokens. With `stop`, a token id, generation ends as soon as every row has
-        produced it.
+        temperature 0 is greedy. The model reads the last block_size tokens. Generation ends early
+        when every row has produced `stop`, a token id.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; it must be 0 or more")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}; it must be at least 1")
         stopped = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         for _ in range(max_new_tokens):
             logits = self(tokens[:, -self.config.block_size:])[:, -1].float()  # (B, V)
             if temperature == 0:
                 new = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
             else:
-                if top_k is not None:
-                    kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
-                    logits = logits.masked_fill(logits < kth, -torch.inf)
                 p = F.softmax(logits / temperature, dim=-1)
                 new = torch.multinomial(p, 1, generator=generator)  # (B, 1)
             tokens = torch.cat([tokens, new], dim=1)
-            if stop is not None:
-                stopped |= new[:, 0] == stop
-                if stopped.all():
-                    break
+            stopped |= new[:, 0] == stop
+            if stopped.all():
+                break
         return tokens
 
 
-# --- LoRA: train a small change beside the weights -----------------------------------------------
+# --- LoRA: train a low-rank change of the weights ------------------------------------------------
 
 class LoRA(nn.Module):
-    """A layer with a low-rank change beside its frozen matrix: W + up @ down.
+    """A layer with a frozen matrix W and a trained low-rank change: W + up @ down.
 
-    That is eq. 3 of arXiv 2106.09685 with alpha = r. `up` starts at zero: the layer is what it was.
+    This is eq. 3 of arXiv 2106.09685 with alpha = r. `up` starts at zero, so that the layer is
+    unchanged at first.
     """
 
     def __init__(self, layer, rank):
         super().__init__()
         self.layer = layer
         n_out, n_in = layer.weight.shape
-        down = torch.randn(rank, n_in) / math.sqrt(n_in)  # on the CPU: the same for every device
+        down = torch.randn(rank, n_in) / math.sqrt(n_in)  # on the CPU: the same on every device
         self.down = nn.Parameter(down.to(layer.weight))
         self.up = nn.Parameter(layer.weight.new_zeros(n_out, rank))
 
@@ -188,12 +174,12 @@ class LoRA(nn.Module):
 
 
 def add_lora(model, rank):
-    """Freeze a GPT and put an adapter beside each of its matrices, in place: only those learn.
+    """Freeze a GPT and add an adapter to each of its matrices, in place. Only adapters are trained.
 
-    Raises ValueError if it has adapters already.
+    Raises ValueError if the model has adapters already.
     """
     if any(isinstance(layer, LoRA) for layer in model.modules()):
-        raise ValueError("the model has adapters already; merge_lora gives a plain one")
+        raise ValueError("the model has adapters already; call merge_lora first")
     model.requires_grad_(False)
     for block in model.blocks:
         for part in (block.attn, block.mlp):
@@ -206,7 +192,7 @@ def add_lora(model, rank):
 
 @torch.no_grad()
 def merge_lora(model):
-    """A model with adapters -> a plain GPT of its own that computes the same."""
+    """A model with adapters -> a new GPT without adapters that computes the same logits."""
     plain = GPT(model.config).to(model.ln_f.weight)
     for name, layer in plain.named_modules():
         if isinstance(layer, (nn.Linear, nn.Embedding, nn.LayerNorm)):

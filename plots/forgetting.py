@@ -1,61 +1,104 @@
-"""The forgetting curves: a panel per method, what it learns and what it loses along the steps.
+"""The figure of one run: what each method learns and forgets, and the two parts of its loss.
 
-    python plots/forgetting.py out/metrics.jsonl [picture.png]
+    python -m plots.forgetting out/metrics.jsonl [picture.png]
 """
 
-import sys
+import argparse
+import json
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
+from data import BadInput
+from eval import run_program
 from plots import style
+from plots.tables import SKILLS, general_accuracy
 
-# What is drawn: its label, colour and width. The widths differ so that lines on each other all
-# show.
-SKILLS = {
-    "domain": ("domain", "#D55E00", 2.4),
-    "facts": ("facts", "#56B4E9", 5.0),
-    "think": ("think sums", "#0072B2", 3.2),
-    "no_think": ("no-think sums", "#000000", 1.4),
-}
-LOSSES = {
-    "domain_loss": ("domain text", "#D55E00", 2.4),
-    "general_loss": ("general text", "#0072B2", 2.4),
-}
+LOSSES = {"domain_loss": ("domain text", "domain"), "general_loss": ("general text", "no_think")}
 
 
-def draw(rows, picture, remark="", message=None):
-    """Rows with accuracies give curves of exact match; those of your own text give held-out losses.
+def by_step(rows):
+    """Rows of metrics -> {method: {step: [a row per seed]}}."""
+    methods = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        methods[row["method"]][row["step"]].append(row)
+    return methods
 
-    The title is read off the rows, with the remark in it, unless there is another message.
-    """
-    methods = style.by_step(rows)
+
+def draw_methods(axes, methods, base):
+    """A panel per method: exact answers against steps, or held-out losses of your own text."""
+    toy = bool(base[0]["accuracy"])
+    for panel, (method, steps) in zip(axes, methods.items()):
+        ends = {}
+        for name, (shown, colour) in ({skill: (SKILLS[skill], skill) for skill in SKILLS}
+                                      if toy else LOSSES).items():
+            def value(row):
+                return 100 * row["accuracy"][name] if toy else row[name]
+
+            colour = style.SKILL_COLOURS[colour]
+            # Wide lines below narrow ones, so that lines on top of each other are seen.
+            width = {"facts": 6, "think": 3.5}.get(name, 1.6)
+            style.curve(panel, {step: list(map(value, seeds)) for step, seeds in steps.items()},
+                        colour, width, zorder=3 - width / 10)
+            panel.axhline(mean(map(value, base)), color=colour, lw=1, ls="--")
+            ends[shown] = colour, mean(map(value, list(steps.values())[-1]))
+        panel.set(title=method, xlabel="steps")
+    axes[0].set_ylabel("exact answers, %" if toy else "held-out loss, nats per token")
+    style.label_ends(axes[-1], ends)
+
+
+def draw_parts(axes, methods):
+    """A panel per method: the CE part and the KL part of the training loss against steps."""
+    for panel, (method, steps) in zip(axes, methods.items()):
+        ends = {}
+        for part, dashes in (("ce", "-"), ("kl", ":")):
+            points = {step: [row[part] for row in seeds] for step, seeds in steps.items()
+                      if part in seeds[0]}
+            style.curve(panel, points, style.colour_of(method, methods), ls=dashes)
+            ends[f"{part.upper()} part"] = "black", mean(list(points.values())[-1])
+        panel.set(yscale="symlog", ylim=(0, None), xlabel="steps")
+    axes[0].set_ylabel("nats per token")
+    style.label_ends(axes[-1], ends)
+
+
+def draw(rows, picture):
+    methods = by_step(rows)
     base = methods.pop("base")[0]
-    marked = bool(base[0]["accuracy"])
-    lines = SKILLS if marked else LOSSES
+    if not methods:
+        raise BadInput(f"{picture}: there is no method to draw, the rows are of the base alone")
+    figure, (upper, lower) = style.panels(2, len(methods), min(10, 2.6 * len(methods) + 1.8), 6,
+                                          sharey="row", sharex=True, height_ratios=(2, 1))
+    draw_methods(upper, methods, base)
+    draw_parts(lower, methods)
+    ends = {method: list(steps.values())[-1] for method, steps in methods.items()}
+    if base[0]["accuracy"]:
+        title = "General skills kept: " + ", ".join(
+            f"{method} {mean(map(general_accuracy, seeds)):.0%}" for method, seeds in ends.items())
+    else:
+        title = "General loss, compared with the base: " + ", ".join(
+            f"{method} {mean(row['general_loss'] for row in seeds) - base[0]['general_loss']:+.2f}"
+            for method, seeds in ends.items())
+    style.save(figure, picture, title,
+               f"{style.seeds_note(len(base))}; dashed: the base; below: parts of the training loss")
 
-    def value(row, name):
-        return 100 * row["accuracy"][name] if marked else row[name]
 
-    width = 3.6 * len(methods) + 1
-    figure, (panels,) = style.panels(1, len(methods), width, 4.2, sharey=True)
-    for panel, (method, steps) in zip(panels, methods.items()):
-        for name, (_, colour, width) in lines.items():
-            points = {step: [value(row, name) for row in seeds] for step, seeds in steps.items()}
-            style.curve(panel, points, colour, width)
-            level = mean(value(row, name) for row in base)
-            panel.axhline(level, color=colour, lw=1, ls="--", alpha=0.7)
-        panel.set_title(method, fontweight="bold")
-        panel.set_xlabel("steps on the domain")
-        panel.grid(axis="y", alpha=0.25)
-        panel.margins(x=0.02)
-    panels[0].set_ylabel("exact answers, %" if marked else "held-out loss, nats per token")
-    ends = list(steps.values())[-1]
-    style.label_ends(panels[-1], {label: (colour, mean(value(row, name) for row in ends))
-                                  for name, (label, colour, _) in lines.items()})
-    what = message or style.message(methods, base, marked, remark)
-    style.save(figure, picture, what, f"dashed: the base; {style.spread(len(base))}")
+def read_metrics(path):
+    """metrics.jsonl -> its rows."""
+    try:
+        return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    except ValueError as error:
+        raise BadInput(f"{path}: not a metrics.jsonl of train.py ({error})") from None
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Draw the figure of a run again.")
+    parser.add_argument("metrics", type=Path, help="the metrics.jsonl of the run")
+    parser.add_argument("picture", nargs="?", type=Path, help="default: beside the metrics")
+    options = parser.parse_args()
+    picture = options.picture or options.metrics.with_name("forgetting.png")
+    draw(read_metrics(options.metrics), picture)
+    print(picture)
 
 
 if __name__ == "__main__":
-    style.main(draw, __file__)
+    run_program(main)
