@@ -38,7 +38,6 @@ GENERAL_SHARES = {"stories": 0.15, "no_think": 0.45, "think": 0.25, "facts": 0.1
 
 class Kind(NamedTuple):
     """The documents of one kind, as pairs (prompt, answer)."""
-
     train: list
     heldout: list  # none of them is in a training text
     probes: list  # the test questions: held-out documents, except facts, which cannot be guessed
@@ -48,12 +47,11 @@ class Kind(NamedTuple):
 def split(documents, rng, share=0.1):
     """Shuffle the documents and hold out a share of them -> (train, heldout)."""
     documents = rng.sample(documents, len(documents))
-    n = max(1, int(share * len(documents)))
+    n = int(share * len(documents))
     return documents[n:], documents[:n]
 
 
 def invented_names(rng, count):
-    """A list of different names."""
     names = {}
     while len(names) < count:
         names["".join(rng.choice(SYLLABLES) for _ in range(3)).capitalize()] = None
@@ -118,8 +116,7 @@ def draw_text(kinds, count, rng, part="train", errors=0.0, error_kind="noise"):
     """`count` documents drawn from {name: Kind} as one text. A share `errors` of answers is wrong.
 
     noise: a wrong answer is drawn from the other documents, a new one each time.
-    bias: a prompt always has the same wrong answer. Sums are ten too small, and each country has
-    the capital of the next one. Above one half, the wrong answer is the most frequent one.
+    bias: a prompt always has one wrong answer: a sum ten too small, the next country's capital.
     """
     shares = [GENERAL_SHARES.get(name, 1.0) for name in kinds]
     lines = []
@@ -144,10 +141,9 @@ WORD = (r" ?[\p{L}\p{M}\u200c\u200d]{1,24}|\p{N}| ?[^\s\p{L}\p{M}\p{N}\u200c\u20
 
 
 def learn_tokenizer(text, vocab_size):
-    """Byte-level BPE (arXiv 1508.07909): start from the 256 bytes and merge the most frequent pair
-    of tokens, until the vocabulary is full or no pair occurs twice -> tiktoken.Encoding.
+    """Byte-level BPE (arXiv 1508.07909) from the 20,000 most frequent words -> tiktoken.Encoding.
 
-    Learns from the 20,000 most frequent words. A merge recounts only the words that contain it.
+    Merges the most frequent pair of tokens until the vocabulary is full or no pair occurs twice.
     """
     counts = Counter(regex.findall(WORD, text)).most_common(20_000)
     words = [[bytes([b]) for b in word.encode()] for word, _ in counts]
@@ -209,12 +205,11 @@ def windows(tokens, count, block_size, generator):
 def batches(domain, general, n_domain, n_general, block_size, seed):
     """Endless batches: n_domain rows of domain text, then n_general rows of general text.
 
-    Each corpus has its own random stream. So all methods read the same domain rows, however many
-    general rows they read.
+    Each corpus has its own random stream, so all methods read the same domain rows.
     """
-    seeds = [random.Random(f"{corpus} batches {seed}").getrandbits(63)
-             for corpus in ("domain", "general")]
-    of_domain, of_general = [torch.Generator().manual_seed(number) for number in seeds]
+    of_domain, of_general = (
+        torch.Generator().manual_seed(random.Random(f"{corpus} batches {seed}").getrandbits(63))
+        for corpus in ("domain", "general"))
     index = torch.arange(n_domain + n_general, device=domain.device)
     while True:
         rows = torch.cat([windows(domain, n_domain, block_size, of_domain),
@@ -227,7 +222,6 @@ def batches(domain, general, n_domain, n_general, block_size, seed):
 @dataclass
 class World:
     """The texts of one experiment as tokens (N,), and the questions that test a model."""
-
     tokenizer: tiktoken.Encoding
     pretraining: torch.Tensor  # general text for the base
     general: torch.Tensor  # general text for continual pre-training, with wrong answers
@@ -248,13 +242,13 @@ def make_world(settings, seed):
     for name in ("pretraining", "general", "domain", "heldout_general", "heldout_domain"):
         tokens = getattr(world, name)
         if len(tokens) <= settings.block_size:
-            raise BadInput(f"the {name} text has {len(tokens)} tokens, too short for --block-size "
-                           f"{settings.block_size}, which needs {settings.block_size + 1}")
+            raise BadInput(f"the {name} text is too short: it has {len(tokens)} tokens, and "
+                           f"--block-size {settings.block_size} needs more")
         setattr(world, name, tokens.to(settings.device))
-    longest = max((len(encode(world.tokenizer, "\n" + prompt + answer)) - 1
-                   for probes in world.probes.values() for prompt, answer in probes), default=1)
-    if longest > settings.block_size:
-        raise BadInput(f"--block-size {settings.block_size}: the questions need {longest} or more")
+    longest = max((len(encode(world.tokenizer, "\n" + prompt + answer))
+                   for probes in world.probes.values() for prompt, answer in probes), default=0)
+    if longest > settings.block_size + 1:
+        raise BadInput(f"--block-size {settings.block_size}: the questions need {longest - 1}")
     return world
 
 
@@ -269,9 +263,9 @@ def toy_world(seed, general_errors=0.7, error_kind="bias", vocab_size=512,
 
     pretraining = text("pretraining", skills, pretraining_documents)
     general = text("open", skills, general_documents, errors=general_errors, error_kind=error_kind)
-    texts = (pretraining, general, text("manual", manual, 2_000),
-             text("heldout", skills, 400, part="heldout"),
-             text("heldout manual", manual, 200, part="heldout"))
+    heldout = text("heldout", skills, 400, part="heldout")
+    heldout_domain = text("heldout manual", manual, 200, part="heldout")
+    texts = pretraining, general, text("manual", manual, 2_000), heldout, heldout_domain
     tokenizer = learn_tokenizer(pretraining, vocab_size)
     probes = {name: kind.probes for name, kind in (skills | manual).items() if kind.probes}
     prompts = [questions[0][0] for questions in probes.values()] + ["the old fox"]
@@ -285,7 +279,7 @@ class BadInput(ValueError):
 
 
 def text_world(general_paths, domain_paths, vocab_size, out):
-    """The world of UTF-8 files and folders. The base is pretrained on the general text too."""
+    """The world of UTF-8 files and folders. Its pretraining text is the general text."""
     general, heldout_general = read_texts("general", general_paths, out)
     domain, heldout_domain = read_texts("domain", domain_paths, out)
     tokenizer = learn_tokenizer(general, vocab_size)
@@ -297,15 +291,15 @@ def text_world(general_paths, domain_paths, vocab_size, out):
 def read_texts(corpus, paths, out):
     """Read files, and all files in folders -> (training text, held-out text).
 
-    Hidden files and the folder `out` are ignored. Files in folders are skipped if they are not
-    UTF-8 text. Equal texts count once: a copy of a held-out text must not be trained on.
+    Ignores hidden files and the folder `out`, skips files in folders that are not UTF-8 text. Equal
+    texts count once: a copy of a held-out text must not be trained on.
     """
     texts, skipped, out = [], [], Path(out).resolve()
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            below_out = out in file.resolve().parents and path.resolve() in out.parents
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            of_out = out in file.resolve().parents and path.resolve() in out.parents
-            if file.is_dir() or hidden or of_out:
+            if file.is_dir() or below_out or hidden:
                 continue
             try:
                 texts.append(read_text(file))
@@ -318,10 +312,10 @@ def read_texts(corpus, paths, out):
     if not texts:
         raise BadInput(f"--{corpus} {' '.join(map(str, paths))}: no UTF-8 text there{shown}")
     distinct = list(dict.fromkeys(texts))
-    training, heldout, rule = hold_out(distinct)
+    *training_and_heldout, rule = hold_out(distinct)
     print(f"{corpus:>8}  read {len(texts)} files, {len(texts) - len(distinct)} of them copies "
           f"({sum(map(len, distinct)):,} characters), held out {rule}{shown}")
-    return training, heldout
+    return training_and_heldout
 
 
 def read_text(file):
@@ -337,8 +331,8 @@ def read_text(file):
 def hold_out(texts, share=0.1):
     """Texts -> (training text, held-out text, the rule in words), each joined by line breaks.
 
-    Whole texts are held out at random while they fit into a tenth of all characters. If they fill
-    less than half of that tenth, the end of each text is held out instead.
+    Random whole texts fill up to a tenth of all characters; if less than half of it, the end of
+    each text is held out instead.
     """
     room = budget = share * sum(map(len, texts))
     held = set()

@@ -1,8 +1,6 @@
-"""How a model is tested: losses on held-out text, KL to the base, and answers to questions.
+"""How a model is tested, in float32: losses on held-out text, KL to the base, answers to questions.
 
     python eval.py "37+45=" "Q: alarm 691? A:"      let every model of a run answer prompts
-
-Metrics are computed in float32, whatever the precision of training.
 """
 
 import argparse
@@ -17,9 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-import data
-from data import BadInput
+from data import BadInput, encode, make_world
 from losses import PADDING, cross_entropy, kl_divergence
 from model import GPT, GPTConfig
 
@@ -28,12 +26,7 @@ from model import GPT, GPTConfig
 
 @torch.no_grad()
 def evaluate(model, base, world):
-    """Test a model -> {"general_loss", "domain_loss", "kl_to_base", "accuracy", "probability"}.
-
-    Losses and KL[p_theta || p_0] are in nats per token of held-out text, the KL on general text.
-    accuracy {skill: 0-1} is the share of questions answered exactly, probability {skill: 0-1} the
-    mean probability of the right answer.
-    """
+    """Test a model -> losses and KL[p_theta || p_0] in nats per token, and scores per skill."""
     block_size = base.config.block_size
     general = heldout_windows(world.heldout_general, block_size)  # (B, T + 1)
     domain = heldout_windows(world.heldout_domain, block_size)
@@ -59,21 +52,17 @@ def heldout_windows(tokens, block_size, most=64):
 def score_probes(model, tokenizer, probes):
     """Probes (prompt, answer) -> share answered exactly, mean probability of the right answer.
 
-    Greedy decoding gives exactly the answer if and only if each of its tokens is the most likely
-    one after the prompt and the answer so far. So one forward pass tests all probes. The
-    probability of an answer is the product of its tokens' probabilities.
+    Greedy decoding gives the exact answer if and only if each of its tokens is the most likely one
+    after the prompt and the tokens before it. So one forward pass tests all probes.
     """
-    prompts = [tokenizer.encode_ordinary("\n" + prompt) for prompt, _ in probes]
-    answers = [tokenizer.encode_ordinary(answer) for _, answer in probes]
-    longest = max(len(prompt + answer) for prompt, answer in zip(prompts, answers))
+    pairs = [(encode(tokenizer, "\n" + prompt), encode(tokenizer, answer))
+             for prompt, answer in probes]
+    tokens = [torch.cat(pair) for pair in pairs]
+    targets = [torch.cat([torch.full_like(prompt, PADDING), answer]) for prompt, answer in pairs]
     device = next(model.parameters()).device
-    tokens = torch.zeros(len(probes), longest, dtype=torch.int64, device=device)  # (P, L)
-    targets = torch.full_like(tokens, PADDING)
-    for i, (prompt, answer) in enumerate(zip(prompts, answers)):
-        end = len(prompt + answer)
-        tokens[i, :end] = torch.tensor(prompt + answer)
-        targets[i, len(prompt):end] = torch.tensor(answer)
-    logits, targets = model(tokens[:, :-1]), targets[:, 1:]  # (P, L - 1, V), (P, L - 1)
+    tokens = pad_sequence(tokens, batch_first=True).to(device)[:, :-1]  # (P, L)
+    targets = pad_sequence(targets, True, PADDING).to(device)[:, 1:]  # (P, L)
+    logits = model(tokens)  # (P, L, V)
     exact = ((logits.argmax(dim=-1) == targets) | (targets == PADDING)).all(dim=1)  # (P,)
     probability = (-cross_entropy(logits, targets).sum(dim=1)).exp()  # (P,)
     return exact.sum().item() / len(probes), probability.mean().item()
@@ -84,8 +73,7 @@ def score_probes(model, tokenizer, probes):
 def answer(model, world, prompt, most=40):
     """The greedy continuation of a prompt: the rest of the line, or 40 tokens of your own text."""
     tokenizer = world.tokenizer
-    device = next(model.parameters()).device
-    tokens = torch.tensor([tokenizer.encode_ordinary("\n" + prompt)], device=device)
+    tokens = encode(tokenizer, "\n" + prompt)[None].to(next(model.parameters()).device)  # (1, T)
     stop = tokenizer.encode_single_token("\n") if world.probes else -1
     new = model.generate(tokens, most, temperature=0, stop=stop)[0, tokens.shape[1]:]
     return " ".join(tokenizer.decode(new.tolist()).split())
@@ -113,7 +101,7 @@ def main():
     options = parser.parse_args()
     settings = json.loads((Path(options.out) / "settings.json").read_text()) | {"device": "cpu"}
     seed, *_ = settings["seeds"]
-    world = data.make_world(SimpleNamespace(**settings), seed)
+    world = make_world(SimpleNamespace(**settings), seed)
     models = {name: load_model(Path(options.out) / f"seed{seed}" / f"{name}.pt")
               for name in ("base", *settings["methods"])}
     show_answers(models, world, options.prompts or world.prompts)
@@ -139,7 +127,7 @@ def load_model(path, device="cpu"):
 
 
 def write_file(path, content):
-    """Write bytes to a temporary file, then move it into place: no file is ever half written."""
+    """Write bytes to a temporary file and move it into place, so that no file is half written."""
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
@@ -151,11 +139,9 @@ def write_file(path, content):
 
 
 def run_program(main):
-    """Run main() and exit: code 0, 2 with one message for the user, or 130 after Ctrl-C."""
+    """Run main() and exit: 0, 2 with one message for what the user can fix, 130 after Ctrl-C."""
     message, code = "", 0
     try:
-        with suppress(AttributeError):  # a notebook has another kind of output
-            sys.stdout.reconfigure(errors="replace")
         main()
         print(end="", flush=True)
     except (BadInput, OSError) as error:
@@ -164,7 +150,7 @@ def run_program(main):
         message, code = "stopped; finished results are kept", 130
     if message:
         print(printable(message), file=sys.stderr)
-        with suppress(AttributeError, OSError):  # else Python fails to flush a closed output
+        with suppress(AttributeError, OSError):  # or Python fails to flush a closed output
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

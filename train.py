@@ -19,6 +19,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from statistics import mean
 from typing import Callable, NamedTuple
 
 import torch
@@ -74,10 +75,10 @@ METHODS = {
 # --- training ------------------------------------------------------------------------------------
 
 def train(name, settings, seed, world, base, test, start=None, label=None):
-    """Train a copy of the base by a method -> (the trained GPT, rows of metrics).
+    """Train a copy of the base by a method -> the trained GPT, rows of metrics.
 
-    test(model) returns the metrics of a row. It runs before the first step, every eval_every steps
-    and after the last step. `start` is the model to train if it is not the base.
+    test(model) returns the metrics of a row. It runs at step 0, every eval_every steps, and at the
+    last step. `start` is the model to train if it is not the base.
     """
     method, label = METHODS[name], label or name
     model = copy.deepcopy(start or base).requires_grad_(True)
@@ -92,31 +93,28 @@ def train(name, settings, seed, world, base, test, start=None, label=None):
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = adamw(parameters, method.weight_decay)
 
-    with torch.no_grad():
-        rows = [{"method": name, "seed": seed, "step": 0, **test(model)}]
-    sums, started = [0.0, 0.0], time.perf_counter()
+    rows = [{"method": name, "seed": seed, "step": 0, **test(model)}]
+    parts, started = [], time.perf_counter()
     for step, batch in zip(range(1, settings.steps + 1), batches):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         with torch.autocast(settings.device, getattr(torch, settings.dtype),
                             enabled=settings.dtype != "float32"):
-            loss, *parts = method.loss(run, frozen, batch, settings, *prepared)
+            loss, ce_part, kl_part = method.loss(run, frozen, batch, settings, *prepared)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
-        loss, parts = loss.item(), [part.item() for part in parts]
-        stop_if_not_finite(label, step, loss)
-        sums = [total + part for total, part in zip(sums, parts)]
-        print_progress(label, step, settings.steps, started, loss, *parts)
+        stop_if_not_finite(label, step, loss.item())
+        parts.append((ce_part.item(), kl_part.item()))
+        print_progress(label, step, settings.steps, started, loss.item(), *parts[-1])
         if step % settings.eval_every == 0 or step == settings.steps:
-            ce_part, kl_part = (total / (step - rows[-1]["step"]) for total in sums)
-            with torch.no_grad():
-                rows.append({"method": name, "seed": seed, "step": step, "ce": ce_part,
-                             "kl": kl_part, **test(model)})
+            ce_mean, kl_mean = map(mean, zip(*parts))  # since the last row
+            parts.clear()
+            rows.append({"method": name, "seed": seed, "step": step, "ce": ce_mean, "kl": kl_mean,
+                         **test(model)})
             stop_if_not_finite(label, step, rows[-1].get("general_loss", 0.0))
-            sums = [0.0, 0.0]
     return merge_lora(model) if settings.lora_rank else model, rows
 
 
@@ -139,7 +137,6 @@ def stop_if_not_finite(label, step, loss):
 
 
 def print_progress(label, step, steps, started, loss, ce_part, kl_part):
-    """Ten lines per method, with the two parts of the loss."""
     if step * 10 // steps > (step - 1) * 10 // steps:
         seconds = (time.perf_counter() - started) * (steps - step) / step
         print(f"{label:>8}  step {step:>5}/{steps}  loss {loss:6.3f}  ce {ce_part:6.3f}  "
@@ -154,16 +151,14 @@ BASE_SETTINGS = ("base_steps", "base_lr", "base_batch_size", "n_layer", "n_head"
 
 
 def pretrain(settings, seed, world):
-    """Train a base from random weights -> the GPT that was best on the held-out general text.
-
-    Pretraining is `ce` on the pretraining text, so the same loop does it.
-    """
+    """Train by `ce` from random weights -> the GPT that is best on the held-out general text."""
     torch.manual_seed(seed)
     blank = GPT(GPTConfig(world.tokenizer.n_vocab, settings.block_size, settings.n_layer,
                           settings.n_head, settings.n_embd)).to(settings.device)
     heldout = heldout_windows(world.heldout_general, settings.block_size)  # (B, T + 1)
     best = {"loss": math.inf}
 
+    @torch.no_grad()
     def test(model):
         loss = losses.mean_cross_entropy(model(heldout[:, :-1]), heldout[:, 1:]).item()
         if loss < best["loss"]:
@@ -179,10 +174,8 @@ def pretrain(settings, seed, world):
 
 
 def get_base(settings, seed, world):
-    """The frozen base of a seed, loaded from out/bases or pretrained now.
-
-    The name of its file is a digest of everything that it depends on, source code included.
-    """
+    """The frozen base of a seed, pretrained now or earlier. Its file is named by a digest of
+    everything that it depends on, source code included."""
     code = (inspect.getmodule(GPT), data, losses.cross_entropy, losses.per_sequence,
             losses.mean_cross_entropy, ce, train, adamw, learning_rate, pretrain)
     parts = ([getattr(settings, name) for name in BASE_SETTINGS], seed, settings.device,
@@ -225,9 +218,8 @@ def main(arguments=None):
                 rows += curve
                 lines = "".join(json.dumps(row) + "\n" for row in rows)
                 write_file(out / "metrics.jsonl", lines.encode())
-        print(f"\nafter {settings.steps} steps; losses in nats per token, skills as the share of "
-              "exact answers,\np(right): the mean probability of the right answer to a general "
-              f"question\n\n{metrics_table(rows)}")
+        print("\nLosses are in nats per token, skills are shares of exact answers, p(right) is the "
+              f"mean\nprobability of the right general answers.\n\n{metrics_table(rows)}")
         show_answers(models, world, world.prompts)
         forgetting.draw(rows, out / "forgetting.png")
     print(f"\n{out / 'forgetting.png'} shows the curves; {time.perf_counter() - started:.0f} s")
@@ -235,10 +227,7 @@ def main(arguments=None):
 
 @contextmanager
 def run_folder(settings):
-    """Make and lock the folders of a run, then delete the results of an earlier run.
-
-    Nothing is deleted before all folders are known to be writable.
-    """
+    """Make and lock the folders of a run. If all are writable, delete an earlier run's results."""
     out = Path(settings.out)
     for folder in (out, *(out / f"seed{seed}" for seed in settings.seeds)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -258,22 +247,20 @@ def run_folder(settings):
 # --- settings ------------------------------------------------------------------------------------
 
 def setting(default, meaning, low=None, high=math.inf, **options):
-    """A field of Settings and what argparse needs for its flag. low and high limit the value."""
-    several = isinstance(default, tuple)
+    """A field of a settings class, with what argparse needs for its flag. low to high is valid."""
+    several = {"nargs": "+"} if isinstance(default, tuple) else {}
     kind = type((*default, "")[0] if several else default)
 
     def convert(text):
         value = kind(text)
-        if text == "":
-            raise argparse.ArgumentTypeError("it is empty")
-        if low is not None and not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        if not (text if low is None else low <= value <= high):
+            valid = "a text that is not empty" if low is None else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text!r}, it must be {valid}")
         return value
 
     convert.__name__ = kind.__name__  # argparse names it in "invalid int value"
     options |= {"action": "store_true"} if kind is bool else {"type": convert}
-    options |= {"nargs": "+"} if several else {}
-    return field(default=default, metadata={"help": meaning, **options})
+    return field(default=default, metadata={"help": meaning, **options, **several})
 
 
 @dataclass
@@ -290,8 +277,8 @@ class Settings:
     strength: float = setting(1.0, "weight of the KL", 0)
     lora_rank: int = setting(0, "rank of low-rank adapters; 0 trains all weights", 0)
     general_errors: float = setting(0.7, "share of wrong answers in the toy general text", 0, 1)
-    error_kind: str = setting("bias", "bias: always the same wrong answer; noise: a new one each "
-                                      "time", choices=("bias", "noise"))
+    error_kind: str = setting("bias", "bias repeats mistakes, noise does not",
+                              choices=("bias", "noise"))
     general_documents: int = setting(2000, "documents of the toy general text", 1)
     eval_every: int = setting(25, "steps between two evaluations", 1)
     # the base
@@ -307,46 +294,44 @@ class Settings:
     general: tuple = setting((), "UTF-8 files or folders, in place of the toy general text")
     domain: tuple = setting((), "UTF-8 files or folders, in place of the toy domain text")
     # the machine
-    device: str = setting("auto", "auto is cuda or mps if there is one, else cpu",
-                          choices=("auto", "cuda", "mps", "cpu"))
-    dtype: str = setting("auto", "auto is bfloat16 on a CUDA device that has it, else float32",
+    device: str = setting("auto", "auto: a GPU if any", choices=("auto", "cuda", "mps", "cpu"))
+    dtype: str = setting("auto", "auto: bfloat16 on CUDA devices that have it, else float32",
                          choices=("auto", "float32", "bfloat16"))
     compile: bool = setting(False, "use torch.compile")
 
-    def complete(self, **given):
-        """These settings with the given values, and with a device. Raises BadInput."""
-        s = replace(self, **given)
-        there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-        device = [*there, "cpu"][0] if s.device == "auto" else s.device
+    def checked(self):
+        """These settings, with the device and dtype of this machine. Raises BadInput."""
+        found = torch.accelerator.current_accelerator(check_available=True)
+        devices = [*([found.type] if found else []), "cpu"]
+        device = devices[0] if self.device == "auto" else self.device
         for wrong, message in [
-                (bool(s.general) != bool(s.domain), "--general and --domain: give both or neither"),
-                (len(set(s.methods)) < len(s.methods), "--methods: a method is given twice"),
-                (len(set(s.seeds)) < len(s.seeds), "--seed: a seed is given twice"),
-                (s.ratio and not round(s.ratio * s.batch_size),
-                 f"--ratio {s.ratio}: no general sequence at --batch-size {s.batch_size}"),
-                (s.n_embd % (2 * s.n_head),
-                 f"--n-embd {s.n_embd}: it must be a multiple of 2 * --n-head {s.n_head}"),
-                (device not in (*there, "cpu"), f"--device {device}: not on this machine")]:
+                (device not in devices, f"--device {device}: this machine has {devices}"),
+                (bool(self.general) != bool(self.domain), "--general and --domain go together"),
+                (any(len(set(values)) < len(values) for values in (self.methods, self.seeds)),
+                 "--methods and --seed: give each value once"),
+                (0 < self.ratio * self.batch_size <= 0.5,
+                 f"--ratio {self.ratio}: less than one general sequence per step"),
+                (self.n_embd % (2 * self.n_head),
+                 f"--n-embd {self.n_embd}: it must be a multiple of twice --n-head")]:
             if wrong:
                 raise BadInput(message)
-        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = s.dtype if s.dtype != "auto" else "bfloat16" if native else "float32"
-        return replace(s, device=device, dtype=dtype)
+        fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = self.dtype if self.dtype != "auto" else "bfloat16" if fast else "float32"
+        return replace(self, device=device, dtype=dtype)
 
 
 def parse(arguments=None, defaults=Settings(), omit=(), description=__doc__.partition("\n")[0]):
-    """The command line -> settings like `defaults`. Every field that is not omitted has a flag."""
+    """The command line -> checked settings. Every field that is not omitted is a flag."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for f in fields(defaults):
         if f.name not in omit:
             flag = "--seed" if f.name == "seeds" else "--" + f.name.replace("_", "-")
             parser.add_argument(flag, dest=f.name, default=getattr(defaults, f.name), **f.metadata)
-    given = vars(parser.parse_args(arguments))
-    for name, value in given.items():
-        given[name] = tuple(value) if isinstance(value, list) else value
+    given = {name: tuple(value) if isinstance(value, list) else value
+             for name, value in vars(parser.parse_args(arguments)).items()}
     try:
-        return defaults.complete(**given)
+        return replace(defaults, **given).checked()
     except BadInput as error:
         parser.error(str(error))
 

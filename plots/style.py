@@ -1,4 +1,4 @@
-"""The look of all figures: colours, curves, dots, labels, and saving. Importing it sets the style."""
+"""The look of all figures: colours, curves, dots, labels, and saving. Importing it sets a style."""
 
 import io
 from pathlib import Path
