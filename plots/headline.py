@@ -1,55 +1,46 @@
-"""The picture at the door: who forgets, on general text whose answers are right or mostly wrong.
+"""Who forgets? Three methods on general text with right answers and with 70% wrong answers."""
 
-    python plots/headline.py        makes the runs that are missing, draws headline.png; --help
-"""
+from dataclasses import replace
 
-import sys
-from pathlib import Path
+from eval import run_program
+from plots import forgetting, runs, style
+from plots.runs import Run
+from plots.tables import SKILLS, cell, ends, markdown, metrics_table
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
-from plots import forgetting, style
-from plots.runs import Run, ask, labelled
-
-TEXTS = {
-    "right answers": {"general_errors": 0.0},
-    "70% wrong": {"general_errors": 0.7, "error_kind": "bias"},  # the default
-    "70% noise": {"general_errors": 0.7, "error_kind": "noise"},
-}
-OFTEN = {"eval_every": 25}
-SEEDS = (0, 1, 2, 3, 4)
-RUNS = {"ce": Run("ce", OFTEN)}
-RUNS |= {f"{method}, {text}": Run(method, settings | OFTEN)
+TEXTS = {"right answers": {"general_errors": 0.0},
+         "70% wrong": {"general_errors": 0.7, "error_kind": "bias"},
+         "70% noise": {"general_errors": 0.7, "error_kind": "noise"}}
+RUNS = {"ce": Run("ce", {"eval_every": 25})}
+RUNS |= {f"{method}, {text}": Run(method, {**settings, "eval_every": 25})
          for method in ("replay", "mol") for text, settings in TEXTS.items()}
 SHOWN = ["ce", "replay, right answers", "replay, 70% wrong", "mol, 70% wrong"]
+SEEDS = (0, 1, 2, 3, 4)
 
 
-def with_base(found, runs):
-    """The rows of {label: Run}, and before them those of the bases that they started from."""
-    return labelled(lambda run: [rows[:1] for rows in found(run)], {"base": RUNS["ce"]}) + labelled(
-        found, runs)
+def with_base(results):
+    """The rows of all runs, and before them those of the bases."""
+    bases = [{**rows[0], "method": "base"} for rows in results(RUNS["ce"])]
+    return bases + runs.labelled(results, RUNS)
 
 
-def tell(found):
-    return style.table(with_base(found, RUNS))
-
-
-def at_the_door(found):
-    """The README's table: exact answers alone, the mean over seeds with lowest and highest."""
-    lines = [["method", *style.SKILLS.values()], ["---"] * (len(style.SKILLS) + 1)]
+def tell(results):
+    """The table of plots/README.md, and the short one of README.md."""
+    short = [["method", *SKILLS.values()]]
     for label in SHOWN:
-        ends = style.last(found(RUNS[label]))
-        lines.append([label])
-        lines[-1] += [style.cell([row["accuracy"][skill] for row in ends], 2)
-                      for skill in style.SKILLS]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        short.append([label, *(cell(ends(results(RUNS[label]), lambda row: row["accuracy"][skill]),
+                                    2) for skill in SKILLS)])
+    return f"{metrics_table(with_base(results))}\n\n{markdown(short)}"
 
 
-def draw(found, picture):
-    kept = {label: style.last(found(RUNS[label])) for label in SHOWN}
-    what = style.title("General skills answered exactly, after learning the domain", kept)
-    rows = with_base(found, {label: RUNS[label] for label in SHOWN})
-    forgetting.draw(rows, picture, message=what)
+def draw(results, picture):
+    methods = forgetting.by_step(with_base(results))
+    base = methods.pop("base")[0]
+    figure, (axes,) = style.panels(1, len(SHOWN), 10, 3.6, sharey=True)
+    forgetting.draw_methods(axes, {label: methods[label] for label in SHOWN}, base)
+    style.save(figure, picture, "ce forgets, replay imitates wrong answers, mol does neither",
+               f"{style.seeds_note(len(base))}; dashed: the base")
 
 
 if __name__ == "__main__":
-    ask("headline", RUNS, draw, __doc__, tell, seeds=SEEDS)
+    run_program(lambda: runs.main("headline", RUNS, draw, __doc__, tell,
+                                  replace(runs.DEFAULTS, seeds=SEEDS)))

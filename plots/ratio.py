@@ -1,24 +1,20 @@
-"""How much general text beside the domain text? From none to four general sequences a domain one.
+"""How much general text is needed per domain text?
 
-    python plots/ratio.py        makes the runs that are missing, draws ratio.png; --help
-
-General text is not free, so the question is asked twice: with the same domain text for every ratio,
-the general text on top; and with the same text in all, where general sequences take the place of
-domain ones. Replay reads right answers, or its share of wrong ones would be in question too; MoL
-reads the default's, most of them wrong.
+Replay reads right answers here, so that only the amount matters to it. MoL reads 70% wrong ones.
+The left panel adds general text to the same domain text. In the right panel the total is fixed.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
-from plots import style
-from plots.runs import Run, ask
+from eval import run_program
+from plots import runs, style
+from plots.runs import Run
+from plots.tables import ends, kept
 
 RATIOS = {"1:8": 1 / 8, "1:4": 1 / 4, "1:2": 1 / 2, "1:1": 1.0, "2:1": 2.0, "4:1": 4.0}
-DOMAIN, TOTAL = 16, 32  # sequences per step: of the domain, or in all
+DOMAIN, TOTAL = 16, 32  # domain sequences per step, or sequences in total
 METHODS = {"replay, right answers": ("replay", {"general_errors": 0.0}),
            "mol, 70% wrong": ("mol", {"general_errors": 0.7})}
+COLOURS = {"replay, right answers": style.COLOURS["replay, right answers"],
+           "mol, 70% wrong": style.COLOURS["mol"]}
 
 
 def same_domain(ratio):
@@ -26,7 +22,7 @@ def same_domain(ratio):
 
 
 def same_total(ratio):
-    """Sequences of both kinds that add up to TOTAL, as near to the ratio as whole ones allow."""
+    """The whole numbers of sequences that come closest to the ratio."""
     domain = round(TOTAL / (1 + ratio))
     return {"batch_size": domain, "ratio": (TOTAL - domain) / domain}
 
@@ -43,31 +39,26 @@ def run(name, ratio, budget):
 
 RUNS = {f"{name}, {ratio}, {budget}": run(name, ratio, budget)
         for budget in BUDGETS for ratio in RATIOS for name in METHODS}
-RUNS |= {f"ce, {budget}": run for budget, run in WITHOUT.items()}
+RUNS |= {f"ce, {budget}": WITHOUT[budget] for budget in BUDGETS}
 
 
-def draw(found, picture):
-    figure, panels = style.panels(2, 2, 9.5, 7, sharex=True, sharey=True)
-    for line, (of_what, value) in zip(panels, style.KEPT_AND_LEARNT.items()):
-        for panel, budget in zip(line, BUDGETS):
-            for name, (method, _) in METHODS.items():
-                points = {0: style.ends(found(WITHOUT[budget]), value)}
-                for i, ratio in enumerate(RATIOS, 1):
-                    points[i] = style.ends(found(run(name, ratio, budget)), value)
-                style.curve(panel, points, style.COLOURS[method], style.WIDTHS[method],
-                            marker="o", label=name)
-            panel.grid(axis="y", alpha=0.25)
-        line[0].set_ylabel(of_what)
-    for panel, budget in zip(panels[0], BUDGETS):
-        panel.set_title(budget, fontweight="bold")
-    for panel in panels[1]:
+def draw(results, picture):
+    figure, (axes,) = style.panels(1, 2, 10, 4, sharey=True)
+    for panel, budget in zip(axes, BUDGETS):
+        last = {}
+        for name in METHODS:
+            seeds = [results(WITHOUT[budget])] + [results(run(name, ratio, budget))
+                                                  for ratio in RATIOS]
+            points = {i: ends(rows, kept) for i, rows in enumerate(seeds)}
+            style.curve(panel, points, COLOURS[name], marker="o")
+            last[name] = COLOURS[name], sum(points[len(RATIOS)]) / len(points[len(RATIOS)])
         panel.set_xticks(range(len(RATIOS) + 1), ["0", *RATIOS])
-        panel.set_xlabel("general to domain sequences")
-    panels[0][1].legend(loc="lower right", frameon=False)
-    kept = {name: style.last(found(run(name, "1:8", "same domain text"))) for name in METHODS}
-    what = style.title("One general sequence to eight, general skills kept", kept)
-    style.save(figure, picture, what, style.spread(len(kept["mol, 70% wrong"])))
+        panel.set(title=budget, xlabel="general to domain sequences")
+    axes[0].set_ylabel("general skills: exact answers, %")
+    style.label_ends(axes[1], last)
+    style.save(figure, picture, "One general sequence per domain sequence is enough",
+               style.seeds_note(len(seeds[0])))
 
 
 if __name__ == "__main__":
-    ask("ratio", RUNS, draw, __doc__)
+    run_program(lambda: runs.main("ratio", RUNS, draw, __doc__))

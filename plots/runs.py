@@ -1,130 +1,200 @@
-"""What the questions share: one file of whole runs, found again by what they are.
+"""Makes the runs of an experiment that are missing, keeps them in runs.jsonl, and finds them again.
 
-A question is a file in plots/ with a list of runs and a figure of them: `python plots/ratio.py`
-draws ratio.png from plots/runs.jsonl, after making the runs that are not there yet. A run is one
-method on one seed, under its own settings. Each is a line of its own, added when the run has ended
-and never touched again, so a sweep that is stopped, by Ctrl-C or by a power cut, goes on where it
-was, and any number of questions may be asked at once. The code is not part of what a run is known
-by: after changing a method, ask in a folder of your own, --out.
+An experiment is a file in plots/ with a dictionary of runs and a figure. `python -m plots.ratio`
+makes the runs that are not in runs.jsonl yet, and draws ratio.png from all of them. A run is one
+method on one seed with its own settings. When it has finished, it becomes one line:
 
-Drawing needs neither torch nor a base: both are for making runs, in sweep.py.
+    {"method", "seed", "work", "how", "settings", "base": digest of the base's weights, "rows"}
+
+An experiment that is stopped continues where it was. The code is not part of a line: after a change
+of a method, use a folder of your own, --out.
 """
 
+import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from plots.style import fcntl, table, tolerant_console
+import torch
+
+import train
+from data import BadInput, make_world
+from eval import evaluate
+from plots.tables import metrics_table
 
 HERE = Path(__file__).parent
-SEEDS = (0, 1, 2)
-COMMON = {"eval_every": 50}  # what the questions set for all of their runs
+DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2), eval_every=50, dtype="float32")
 
 
 class Run(NamedTuple):
-    method: str  # a row of train.METHODS
-    settings: dict = {}  # what differs from the command line
-    work: Callable | None = None  # (method, settings, seed, world, base, ...) -> rows; None: train
-    how: dict = {}  # what `work` takes besides
-
-    @property
-    def work_name(self):
-        return self.work.__name__ if self.work else "train"
+    method: str  # a key of train.METHODS
+    settings: dict = {}  # those that differ from DEFAULTS
+    work: Callable | None = None  # (method, settings, seed, world, base, **how) -> rows of metrics
+    how: dict = {}
 
 
-# --- the file of runs ----------------------------------------------------------------------------
+# --- runs.jsonl ----------------------------------------------------------------------------------
 
-def read(path):
-    """runs.jsonl -> its lines, whole ones alone: one that was cut short counts as not made.
-
-    {"key", "method", "seed", "work", "how", "settings": all of them, resolved, "changed": names of
-    those that were not at their default, "base": {"weights", "precision", "recipe"}, "rows"}
-    """
-    try:
-        lines = Path(path).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
+def read_runs(path):
+    """runs.jsonl -> {identity: line}. A line that was cut short when it was written is ignored."""
+    lines = {}
+    for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
         try:
-            line = json.loads(line)
-            line["rows"][-1]["step"], line["base"]["weights"], line["changed"]
-        except (ValueError, KeyError, TypeError, IndexError):
+            line = json.loads(text)
+        except ValueError:
             continue
-        found.append(line)
-    return found
+        lines[identity(line["method"], line["work"], line["how"], line["settings"],
+                       line["seed"])] = line
+    return lines
 
 
-def add(path, line):
-    """Add a line to runs.jsonl, on a line of its own also where the last one was cut short."""
-    with open(path, "a+b") as file:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        end = file.seek(0, os.SEEK_END)
-        if end and file.seek(end - 1) == end - 1 and file.read(1) != b"\n":
-            file.write(b"\n")
-        file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
+def append_run(path, line):
+    """Add a line in one write, so that two programs can append at once."""
+    with open(path, "ab+", buffering=0) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        cut_short = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * cut_short + json.dumps(line).encode() + b"\n")
         os.fsync(file.fileno())
 
 
-def fits(line, run, seed, common):
-    """Is a line of runs.jsonl this run? What was asked holds, and all else is at its default."""
-    asked = {**common, **run.settings}
-    return (line["seed"] == seed and line["method"] == run.method
-            and line["work"] == run.work_name and line["how"] == run.how
-            and all(line["settings"].get(name) == value for name, value in asked.items())
-            and all(name in asked for name in line["changed"]))
+def identity(method, work, how, settings, seed):
+    """What distinguishes a run from others, as a key of a dictionary."""
+    return method, work, *sorted(how.items()), *sorted(settings.items()), seed
 
 
-def find(lines, run, seed, common):
-    """The newest line of a run, or None."""
-    return next((line for line in reversed(lines) if fits(line, run, seed, common)), None)
+def of_run(settings):
+    """The settings that a run depends on, without those that say where and what to run."""
+    others = ("out", "seeds", "methods", "general", "domain", "device", "compile")
+    return {name: value for name, value in asdict(settings).items() if name not in others}
 
 
-# --- a question's command line -------------------------------------------------------------------
+def identity_of(run, settings, seed):
+    work = run.work.__name__ if run.work else "train"
+    return identity(run.method, work, run.how, of_run(replace(settings, **run.settings)), seed)
 
-def main(name, runs, draw, purpose, tell=None, arguments=None, seeds=SEEDS):
-    """Make what is missing of {label: Run}, draw and tell -> exit code.
 
-    draw(found, picture) makes the figure and tell(found) a table, where found(run) is the rows of
-    each seed, [[row, ...], ...].
+# --- the command line of an experiment -----------------------------------------------------------
+
+def main(name, runs, draw, description, tell=None, defaults=DEFAULTS, make=None, arguments=None):
+    """Make what is missing of {label: Run}, then draw the figure and print a table.
+
+    draw(results, picture) and tell(results) get results(run) -> the rows of each seed.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    out, common = HERE, COMMON
-    lines = read(HERE / "runs.jsonl")
-    if arguments or not all(find(lines, run, seed, common)
-                            for run in runs.values() for seed in seeds):
-        from plots import sweep  # torch, from here on
-        code, asked = sweep.make(name, runs, purpose, seeds, arguments)
-        if code:
-            return code
-        out, seeds, common = asked
-        lines = read(out / "runs.jsonl")
+    varied = {key for run in runs.values() for key in run.settings}
+    settings = train.parse(arguments, defaults, {"methods", "general", "domain", *varied},
+                           description.partition("\n")[0])
+    out = Path(settings.out)
+    changed = (of_run(settings), settings.seeds) != (of_run(defaults), defaults.seeds)
+    if changed and out.resolve() == Path(defaults.out).resolve():
+        raise BadInput(f"--out {out}: it is for the default settings; name a folder of your own")
+    path = out / "runs.jsonl"
+    lines = read_runs(path)
+    wanted = {identity_of(run, settings, seed): (run, replace(settings, **run.settings), seed)
+              for run in runs.values() for seed in settings.seeds}
+    missing = [job for key, job in wanted.items() if key not in lines]
+    print(f"{name}: {len(wanted)} runs, {len(missing)} to make", flush=True)
+    if missing:
+        out.mkdir(parents=True, exist_ok=True)
+        (make or make_in_processes)(missing, path)
+        lines = read_runs(path)
 
-    def found(run):
-        return [find(lines, run, seed, common)["rows"] for seed in seeds]
+    def results(run):
+        return [lines[identity_of(run, settings, seed)]["rows"] for seed in settings.seeds]
 
-    picture = out / f"{name}.png"
-    try:
-        draw(found, picture)
-        print(tell(found) if tell else table(labelled(found, runs)))
-        print(picture)
-        return 0
-    except OSError as problem:
-        print(f"{name}.py: {problem}", file=sys.stderr)
-        return 2
+    draw(results, out / f"{name}.png")
+    print(tell(results) if tell else metrics_table(labelled(results, runs)))
+    print(out / f"{name}.png")
 
 
-def labelled(found, runs):
-    """The rows of {label: Run}, each under its label, for a table."""
+def labelled(results, runs):
+    """The rows of {label: Run} with their label in place of the method, for a table."""
     return [{**row, "method": label}
-            for label, run in runs.items() for rows in found(run) for row in rows]
+            for label, run in runs.items() for rows in results(run) for row in rows]
 
 
-def ask(*question, **more):
-    """main, for a question that is run as a program: its exit code is the program's."""
-    tolerant_console()
-    sys.exit(main(*question, **more))
+# --- making runs ---------------------------------------------------------------------------------
+
+def make_in_processes(jobs, path):
+    """Make (run, settings, seed) on one process per core; append each to runs.jsonl when done."""
+    pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), start_worker)
+    try:
+        print("first the bases, about a minute each if they are new", flush=True)
+        bases = {(seed, base_settings(of_run(settings))): (settings, seed)
+                 for _, settings, seed in jobs}
+        digests = pool.map(digest_of_base, *zip(*bases.values()))
+        for (seed, base), digest in zip(bases, digests):
+            for line in read_runs(path).values():
+                if ((line["seed"], base_settings(line["settings"])) == (seed, base)
+                        and line["base"] != digest):
+                    raise BadInput(f"{path}: its runs of seed {seed} have another base than this "
+                                   "machine and code make; use a folder of your own, --out")
+        started = time.perf_counter()
+        futures = {pool.submit(make_run, *job): job for job in jobs}
+        for done, future in enumerate(as_completed(futures), 1):
+            append_run(path, future.result())
+            run, _, seed = futures[future]
+            minutes = (time.perf_counter() - started) / done * (len(jobs) - done) / 60
+            varied = "".join(f", {key} {value}" for key, value in (run.settings | run.how).items())
+            print(f"{done:>4}/{len(jobs)}  {run.method}, seed {seed}{varied}  "
+                  f"{minutes:.1f} minutes left", flush=True)
+    except BrokenProcessPool:
+        raise BadInput("a process was killed, perhaps for lack of memory; run the command again "
+                       "to continue") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def start_worker():
+    """One thread per process and no output. The process ends when its parent does."""
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, "w")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def base_settings(settings):
+    return tuple(settings.get(name) for name in train.BASE_SETTINGS)
+
+
+def digest_of(model):
+    """16 hexadecimal digits that identify the weights of a model."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode() + weight.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def digest_of_base(settings, seed):
+    return digest_of(train.get_base(settings, seed, make_world(settings, seed)))
+
+
+def make_run(run, settings, seed):
+    """Make one run -> its line of runs.jsonl."""
+    world = make_world(settings, seed)
+    base = train.get_base(settings, seed, world)
+    if run.work:
+        rows = run.work(run.method, settings, seed, world, base, **run.how)
+    else:
+        _, rows = train.train(run.method, settings, seed, world, base,
+                              lambda model: evaluate(model, base, world))
+    return line_of(run, settings, seed, base, rows)
+
+
+def line_of(run, settings, seed, base, rows):
+    return {"method": run.method, "seed": seed, "work": run.work.__name__ if run.work else "train",
+            "how": run.how, "settings": of_run(settings), "base": digest_of(base), "rows": rows}

@@ -1,4 +1,4 @@
-"""Rows of metrics as Markdown tables, and the two numbers that most figures show."""
+"""Rows of metrics as Markdown tables, and the numbers that most figures show."""
 
 from statistics import mean
 
@@ -14,6 +14,26 @@ def general_accuracy(row):
 def general_probability(row):
     """The mean probability of the right answer over the general skills, 0-1."""
     return mean(p for skill, p in row["probability"].items() if skill != "domain")
+
+
+def kept(row):
+    """General skills kept: exact answers, %."""
+    return 100 * general_accuracy(row)
+
+
+def learnt(row):
+    """Domain learnt: exact answers, %."""
+    return 100 * row["accuracy"]["domain"]
+
+
+def p_right(row):
+    """The mean probability of the right general answer, %."""
+    return 100 * general_probability(row)
+
+
+def ends(seeds, value):
+    """The value of the last row of each seed, [[row, ...], ...] -> [number, ...]."""
+    return [value(rows[-1]) for rows in seeds]
 
 
 def metrics_table(rows):
