@@ -3,7 +3,6 @@
 Each point is a run of its own, whose learning rate goes down to zero at its last step.
 """
 
-from eval import run_program
 from plots import runs, style
 from plots.runs import Run
 from plots.tables import ends, kept, p_right
@@ -35,20 +34,20 @@ def draw(results, picture):
                 for documents, dashes in DOCUMENTS.items():
                     points = {steps: ends(results(run(method, kind, documents, steps)), value)
                               for steps in STEPS}
-                    style.curve(panel, points, style.COLOURS[method], marker="o", ls=dashes)
-                    last[f"{method} {documents // 1000}k"] = points[STEPS[-1]]
+                    colour = style.COLOURS[method]
+                    last[f"{method} {documents // 1000}k"] = colour, style.curve(
+                        panel, points, colour, marker="o", ls=dashes)
             panel.set(xscale="log", ylabel=of_what)
             panel.set_xticks(STEPS, [f"{steps:,}" for steps in STEPS], fontsize=10, rotation=30)
             panel.minorticks_off()
         axes[0].set_title(KINDS[kind], fontweight="bold")
-        style.label_ends(axes[2], {name: (style.COLOURS[name.split()[0]], sum(end) / len(end))
-                                   for name, end in last.items()})
+        style.label_ends(axes[2], last)
     for panel in rows[1]:
         panel.set_xlabel("steps")
     count = len(results(run("mol", "bias", 2_000, STEPS[0])))
-    style.save(figure, picture, "More text and training help replay against noise, not against bias",
+    style.save(figure, picture, "More text and training help replay on noise, not on bias",
                f"{style.seeds_note(count)}; solid: 40,000 general documents, dotted: 2,000")
 
 
 if __name__ == "__main__":
-    run_program(lambda: runs.main("budget", RUNS, draw, __doc__))
+    runs.main("budget", RUNS, draw, __doc__)

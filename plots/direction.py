@@ -1,6 +1,5 @@
 """Which direction of the KL: reverse, forward, or the mean of both?"""
 
-from eval import run_program
 from plots import forgetting, runs, style
 from plots.runs import Run
 from plots.tables import kept, learnt
@@ -25,4 +24,4 @@ def draw(results, picture):
 
 
 if __name__ == "__main__":
-    run_program(lambda: runs.main("direction", RUNS, draw, __doc__))
+    runs.main("direction", RUNS, draw, __doc__)

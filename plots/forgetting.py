@@ -12,7 +12,7 @@ from statistics import mean
 from data import BadInput
 from eval import run_program
 from plots import style
-from plots.tables import SKILLS, general_accuracy
+from plots.tables import SKILLS, kept
 
 LOSSES = {"domain_loss": ("domain text", "domain"), "general_loss": ("general text", "no_think")}
 
@@ -73,13 +73,13 @@ def draw(rows, picture):
     ends = {method: list(steps.values())[-1] for method, steps in methods.items()}
     if base[0]["accuracy"]:
         title = "General skills kept: " + ", ".join(
-            f"{method} {mean(map(general_accuracy, seeds)):.0%}" for method, seeds in ends.items())
+            f"{method} {mean(map(kept, seeds)):.0f}%" for method, seeds in ends.items())
     else:
         title = "General loss, compared with the base: " + ", ".join(
             f"{method} {mean(row['general_loss'] for row in seeds) - base[0]['general_loss']:+.2f}"
             for method, seeds in ends.items())
     style.save(figure, picture, title,
-               f"{style.seeds_note(len(base))}; dashed: the base; below: parts of the training loss")
+               f"{style.seeds_note(len(base))}; dashed: the base; below: the training loss")
 
 
 def read_metrics(path):

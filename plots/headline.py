@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from eval import run_program
 from plots import forgetting, runs, style
 from plots.runs import Run
 from plots.tables import SKILLS, cell, ends, markdown, metrics_table
@@ -42,5 +41,4 @@ def draw(results, picture):
 
 
 if __name__ == "__main__":
-    run_program(lambda: runs.main("headline", RUNS, draw, __doc__, tell,
-                                  replace(runs.DEFAULTS, seeds=SEEDS)))
+    runs.main("headline", RUNS, draw, __doc__, tell, replace(runs.DEFAULTS, seeds=SEEDS))

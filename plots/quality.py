@@ -1,6 +1,5 @@
 """How many answers of the general text can be wrong, and in which way?"""
 
-from eval import run_program
 from plots import runs, style
 from plots.runs import Run
 from plots.tables import ends, kept, p_right
@@ -28,8 +27,8 @@ def draw(results, picture):
             for method in METHODS:
                 points = {100 * share: ends(results(run(method, share, kind)), value)
                           for share in SHARES}
-                style.curve(panel, points, style.COLOURS[method], marker="o")
-                last[method] = style.COLOURS[method], sum(points[100]) / len(points[100])
+                colour = style.COLOURS[method]
+                last[method] = colour, style.curve(panel, points, colour, marker="o")
             panel.set(ylabel=of_what)
         axes[0].set_title(KINDS[kind], fontweight="bold")
         axes[1].axline((0, 100), (100, 0), color="black", lw=1, ls="--")
@@ -42,4 +41,4 @@ def draw(results, picture):
 
 
 if __name__ == "__main__":
-    run_program(lambda: runs.main("quality", RUNS, draw, __doc__))
+    runs.main("quality", RUNS, draw, __doc__)

@@ -4,7 +4,6 @@ Replay reads right answers here, so that only the amount matters to it. MoL read
 The left panel adds general text to the same domain text. In the right panel the total is fixed.
 """
 
-from eval import run_program
 from plots import runs, style
 from plots.runs import Run
 from plots.tables import ends, kept
@@ -50,8 +49,7 @@ def draw(results, picture):
             seeds = [results(WITHOUT[budget])] + [results(run(name, ratio, budget))
                                                   for ratio in RATIOS]
             points = {i: ends(rows, kept) for i, rows in enumerate(seeds)}
-            style.curve(panel, points, COLOURS[name], marker="o")
-            last[name] = COLOURS[name], sum(points[len(RATIOS)]) / len(points[len(RATIOS)])
+            last[name] = COLOURS[name], style.curve(panel, points, COLOURS[name], marker="o")
         panel.set_xticks(range(len(RATIOS) + 1), ["0", *RATIOS])
         panel.set(title=budget, xlabel="general to domain sequences")
     axes[0].set_ylabel("general skills: exact answers, %")
@@ -61,4 +59,4 @@ def draw(results, picture):
 
 
 if __name__ == "__main__":
-    run_program(lambda: runs.main("ratio", RUNS, draw, __doc__))
+    runs.main("ratio", RUNS, draw, __doc__)

@@ -1,13 +1,12 @@
 """Makes the runs of an experiment that are missing, keeps them in runs.jsonl, and finds them again.
 
-An experiment is a file in plots/ with a dictionary of runs and a figure. `python -m plots.ratio`
-makes the runs that are not in runs.jsonl yet, and draws ratio.png from all of them. A run is one
-method on one seed with its own settings. When it has finished, it becomes one line:
+`python -m plots.ratio` makes the runs of ratio.py that are not in runs.jsonl and draws ratio.png. A
+run is one method on one seed with its own settings. When it has finished, it becomes one line:
 
     {"method", "seed", "work", "how", "settings", "base": digest of the base's weights, "rows"}
 
-An experiment that is stopped continues where it was. The code is not part of a line: after a change
-of a method, use a folder of your own, --out.
+So an experiment that was stopped continues where it was. The code is not part of a line: after a
+change of a method, use a folder of your own, --out.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ import torch
 
 import train
 from data import BadInput, make_world
-from eval import evaluate
+from eval import evaluate, run_program
 from plots.tables import metrics_table
 
 HERE = Path(__file__).parent
@@ -40,6 +39,10 @@ class Run(NamedTuple):
     settings: dict = {}  # those that differ from DEFAULTS
     work: Callable | None = None  # (method, settings, seed, world, base, **how) -> rows of metrics
     how: dict = {}
+
+    @property
+    def work_name(self):
+        return self.work.__name__ if self.work else "train"
 
 
 # --- runs.jsonl ----------------------------------------------------------------------------------
@@ -78,13 +81,19 @@ def of_run(settings):
 
 
 def identity_of(run, settings, seed):
-    work = run.work.__name__ if run.work else "train"
-    return identity(run.method, work, run.how, of_run(replace(settings, **run.settings)), seed)
+    return identity(run.method, run.work_name, run.how, of_run(replace(settings, **run.settings)),
+                    seed)
 
 
 # --- the command line of an experiment -----------------------------------------------------------
 
-def main(name, runs, draw, description, tell=None, defaults=DEFAULTS, make=None, arguments=None):
+def main(*experiment, **options):
+    """An experiment as a program, see run_experiment."""
+    run_program(lambda: run_experiment(*experiment, **options))
+
+
+def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, make=None,
+                   arguments=None):
     """Make what is missing of {label: Run}, then draw the figure and print a table.
 
     draw(results, picture) and tell(results) get results(run) -> the rows of each seed.
@@ -196,5 +205,5 @@ def make_run(run, settings, seed):
 
 
 def line_of(run, settings, seed, base, rows):
-    return {"method": run.method, "seed": seed, "work": run.work.__name__ if run.work else "train",
-            "how": run.how, "settings": of_run(settings), "base": digest_of(base), "rows": rows}
+    return {"method": run.method, "seed": seed, "work": run.work_name, "how": run.how,
+            "settings": of_run(settings), "base": digest_of(base), "rows": rows}

@@ -1,68 +1,60 @@
-"""Where may the general text come from? The same methods on six sources of it.
+"""Where can the general text come from? Six sources, the same number of tokens each.
 
-    python plots/source.py        makes the runs that are missing, draws source.png; --help
-
-    open sample      the toy world's own general text, most of its answers wrong
-    pretraining      as many tokens of the text that the base was made from
-    own samples      as many tokens that the base itself wrote, each row from a new line on: no
-                     general corpus at all
-    no facts         an open sample of as many documents without facts: is a skill kept that the
-                     general text never shows?
-    no think sums    an open sample of as many documents without think sums
-    random letters   words of them, related to nothing
+    open sample      the toy world's general text, most of its answers wrong
+    pretraining      text that the base was pretrained on
+    own samples      text that the base itself generated, each row from a new line on
+    no facts, no think sums      an open sample without them
+    random letters   words of random letters
 """
 
 import math
 import random
 import string
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs as a script
-from plots import style
-from plots.runs import Run, ask
+import torch
+
+import data
+from data import BadInput
+from eval import evaluate
+from plots import runs, style
+from plots.runs import Run
+from plots.tables import SKILLS, ends
+from train import train
 
 
-def pretraining(s, seed, world, base):
+def pretraining(settings, seed, world, base):
     return world.pretraining[:len(world.general)]
 
 
-def own_samples(s, seed, world, base, at_once=512):
-    """As many tokens as the open sample has, drawn from the base, each row from a new line on."""
-    import torch  # drawing does without
-
+def own_samples(settings, seed, world, base, at_once=512):
     device = world.general.device
     generator = torch.Generator(device).manual_seed(seed)
-    rows = math.ceil(len(world.general) / s.block_size)
+    rows = math.ceil(len(world.general) / settings.block_size)
     lines = torch.full((rows, 1), world.tokenizer.encode_single_token("\n"), device=device)
-    written = [base.generate(some, s.block_size - 1, generator=generator)
+    samples = [base.generate(some, settings.block_size - 1, generator=generator)
                for some in lines.split(at_once)]
-    return torch.cat(written).flatten()[:len(world.general)]
+    return torch.cat(samples).flatten()[:len(world.general)]
 
 
 def without(skill):
-    def text(s, seed, world, base):
-        import data
-
+    def text(settings, seed, world, base):
         kinds = data.general_kinds(random.Random(f"general {seed}"))
         del kinds[skill]
-        rng = random.Random(f"open without {skill} {seed}")
-        left = data.write(kinds, s.general_documents, rng, errors=s.general_errors,
-                          error_kind=s.error_kind)
-        return data.encode(world.tokenizer, left).to(world.general.device)
+        text = data.draw_text(kinds, settings.general_documents,
+                              random.Random(f"open without {skill} {seed}"),
+                              errors=settings.general_errors, error_kind=settings.error_kind)
+        return data.encode(world.tokenizer, text).to(world.general.device)
     return text
 
 
-def random_letters(s, seed, world, base):
-    import data
-
+def random_letters(settings, seed, world, base):
     rng = random.Random(f"noise {seed}")
 
     def word():
         return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 8)))
 
-    lines = [" ".join(word() for _ in range(6)) for _ in range(s.general_documents)]
+    lines = [" ".join(word() for _ in range(6)) for _ in range(settings.general_documents)]
     return data.encode(world.tokenizer, "\n".join(lines)).to(world.general.device)
 
 
@@ -72,18 +64,14 @@ SOURCES = {"open sample": None, "pretraining": pretraining, "own samples": own_s
 METHODS = ("replay", "mol")
 
 
-def from_source(method, s, seed, world, base, source):
-    """A run on other general text -> its rows."""
-    from data import BadInput
-    from eval import evaluate
-    from train import train
-
-    general = SOURCES[source](s, seed, world, base)
-    if len(general) <= s.block_size:
-        raise BadInput(f"--general-documents {s.general_documents}: too few, {source} makes only "
-                       f"{len(general)} tokens of them")
+def from_source(method, settings, seed, world, base, source):
+    """A run on other general text."""
+    general = SOURCES[source](settings, seed, world, base)
+    if len(general) <= settings.block_size:
+        raise BadInput(f"--general-documents {settings.general_documents}: too few for {source}")
     world = replace(world, general=general)
-    return train(method, s, seed, world, base, lambda model: evaluate(model, base, world))[1]
+    return train(method, settings, seed, world, base,
+                 lambda model: evaluate(model, base, world))[1]
 
 
 def run(method, source):
@@ -95,25 +83,22 @@ def run(method, source):
 RUNS = {f"{method}, {source}": run(method, source) for source in SOURCES for method in METHODS}
 
 
-def draw(found, picture):
-    figure, (panels,) = style.panels(1, len(style.SKILLS), 11, 4.4, sharey=True)
-    for panel, (skill, shown) in zip(panels, style.SKILLS.items()):
-        for method, shift in (("replay", 0.15), ("mol", -0.15)):
-            points = {}
-            for i, source in enumerate(SOURCES):
-                ends = style.last(found(run(method, source)))
-                points[-i - shift] = [100 * row["accuracy"][skill] for row in ends]
-            style.dots(panel, points, style.COLOURS[method], method)
-        panel.set(title=shown, xlim=(-5, 105), xlabel="exact answers, %")
+def draw(results, picture):
+    figure, (axes,) = style.panels(1, len(SKILLS), 10, 4.2, sharey=True)
+    for panel, skill in zip(axes, SKILLS):
+        for method, shift in zip(METHODS, (0.15, -0.15)):
+            points = {shift - i: ends(results(run(method, source)),
+                                      lambda row: 100 * row["accuracy"][skill])
+                      for i, source in enumerate(SOURCES)}
+            style.dots(panel, points, style.COLOURS[method])
+        panel.set(title=SKILLS[skill], xlim=(-5, 105), xlabel="exact answers, %")
         panel.set_yticks([-i for i in range(len(SOURCES))], SOURCES)
-        panel.grid(axis="x", alpha=0.25)
-    panels[-1].legend(loc="center", frameon=False)
-    kept = {method: style.last(found(run(method, "own samples"))) for method in METHODS}
-    what = style.title("Without any corpus, on the base's own samples, general skills answered "
-                       "exactly", kept)
-    style.save(figure, picture, what, f"{len(kept['mol'])} seeds: dots the mean, lines lowest to "
-                                      "highest")
+    for method, height in zip(METHODS, (0.6, 0.5)):
+        axes[-1].text(0.3, height, method, color=style.COLOURS[method], fontweight="bold",
+                      transform=axes[-1].transAxes)
+    style.save(figure, picture, "A skill that the general text does not show is lost, with mol too",
+               style.seeds_note(len(results(run("mol", "open sample")))))
 
 
 if __name__ == "__main__":
-    ask("source", RUNS, draw, __doc__)
+    runs.main("source", RUNS, draw, __doc__)

@@ -35,11 +35,15 @@ def panels(rows, columns, width, height, **options):
 
 
 def curve(axes, points, colour, width=2.4, **line):
-    """The mean over seeds as a line and the range as a band; points {x: [a value per seed]}."""
+    """The mean over seeds as a line and the range as a band -> the last mean.
+
+    points: {x: [a value per seed]}
+    """
     x = list(points)
     axes.fill_between(x, [min(points[at]) for at in x], [max(points[at]) for at in x],
                       color=colour, alpha=0.2, lw=0)
     axes.plot(x, [mean(points[at]) for at in x], color=colour, lw=width, **line)
+    return mean(points[x[-1]])
 
 
 def dots(axes, points, colour):

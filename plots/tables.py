@@ -6,19 +6,9 @@ SKILLS = {"no_think": "no-think sums", "think": "think sums", "facts": "facts", 
 LOSSES = {"general_loss": "general loss", "domain_loss": "domain loss", "kl_to_base": "KL to base"}
 
 
-def general_accuracy(row):
-    """The mean accuracy over the general skills of a row of metrics, 0-1."""
-    return mean(share for skill, share in row["accuracy"].items() if skill != "domain")
-
-
-def general_probability(row):
-    """The mean probability of the right answer over the general skills, 0-1."""
-    return mean(p for skill, p in row["probability"].items() if skill != "domain")
-
-
 def kept(row):
-    """General skills kept: exact answers, %."""
-    return 100 * general_accuracy(row)
+    """General skills kept: exact answers, mean over the skills, %."""
+    return 100 * mean(share for skill, share in row["accuracy"].items() if skill != "domain")
 
 
 def learnt(row):
@@ -27,8 +17,8 @@ def learnt(row):
 
 
 def p_right(row):
-    """The mean probability of the right general answer, %."""
-    return 100 * general_probability(row)
+    """The probability of the right answer to a general question, mean over the skills, %."""
+    return 100 * mean(p for skill, p in row["probability"].items() if skill != "domain")
 
 
 def ends(seeds, value):
@@ -47,7 +37,7 @@ def metrics_table(rows):
         lines.append([method, *(cell([row[loss] for row in seeds], 3) for loss in LOSSES),
                       *(cell([row["accuracy"][skill] for row in seeds], 2) for skill in skills)])
         if skills:
-            lines[-1].append(cell([general_probability(row) for row in seeds], 2))
+            lines[-1].append(cell([p_right(row) / 100 for row in seeds], 2))
     return markdown(lines)
 
 
