@@ -40,6 +40,8 @@ def draw(results, picture):
             panel.set(xscale="log", ylabel=of_what)
             panel.set_xticks(STEPS, [f"{steps:,}" for steps in STEPS], fontsize=10, rotation=30)
             panel.minorticks_off()
+        axes[0].set(ylim=(-4, 104))
+        axes[1].set(ylim=(-4, 104))
         axes[0].set_title(KINDS[kind], fontweight="bold")
         style.label_ends(axes[2], last)
     for panel in rows[1]:

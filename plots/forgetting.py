@@ -14,6 +14,7 @@ from eval import run_program
 from plots import style
 from plots.tables import SKILLS, kept
 
+LINES = {skill: (SKILLS[skill], skill) for skill in SKILLS}  # name: (label, colour)
 LOSSES = {"domain_loss": ("domain text", "domain"), "general_loss": ("general text", "no_think")}
 
 
@@ -30,8 +31,7 @@ def draw_methods(axes, methods, base):
     toy = bool(base[0]["accuracy"])
     for panel, (method, steps) in zip(axes, methods.items()):
         ends = {}
-        for name, (shown, colour) in ({skill: (SKILLS[skill], skill) for skill in SKILLS}
-                                      if toy else LOSSES).items():
+        for name, (shown, colour) in (LINES if toy else LOSSES).items():
             def value(row):
                 return 100 * row["accuracy"][name] if toy else row[name]
 
@@ -53,12 +53,13 @@ def draw_parts(axes, methods):
         ends = {}
         for part, dashes in (("ce", "-"), ("kl", ":")):
             points = {step: [row[part] for row in seeds] for step, seeds in steps.items()
-                      if part in seeds[0]}
-            style.curve(panel, points, style.colour_of(method, methods), ls=dashes)
-            ends[f"{part.upper()} part"] = "black", mean(list(points.values())[-1])
-        panel.set(yscale="symlog", ylim=(0, None), xlabel="steps")
+                      if seeds[0].get(part)}  # only MoL has a KL part
+            if points:
+                colour = style.colour_of(method)
+                ends[f"{part.upper()} part"] = colour, style.curve(panel, points, colour, ls=dashes)
+        panel.set(yscale="log", xlabel="steps")
     axes[0].set_ylabel("nats per token")
-    style.label_ends(axes[-1], ends)
+    style.label_ends(axes[-1], ends, apart=0.15)
 
 
 def draw(rows, picture):

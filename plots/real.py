@@ -303,7 +303,8 @@ def tell(results):
 def draw(results, picture):
     figure, (axes,) = style.panels(1, len(SHARES) + 1, 10, 4, sharey=True)
     for y, (label, run) in enumerate(reversed(RUNS.items())):
-        colour, seeds = style.COLOURS[run.method], results(run)
+        colour = style.COLOURS["replay, right answers" if label == "replay, right" else run.method]
+        seeds = results(run)
         for panel, name in zip(axes, SHARES):
             style.dots(panel, {y: ends(seeds, lambda row: 100 * row["accuracy"][name])}, colour)
         style.dots(axes[-1], {y: ends(seeds, lambda row: row["kl_to_base"])}, colour)

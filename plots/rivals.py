@@ -141,7 +141,7 @@ def draw(results, picture):
     for panel, (of_what, value) in zip(axes, (("general skills kept", kept),
                                               ("domain learnt", learnt))):
         for y, name in enumerate(order):
-            colour = style.COLOURS.get(name) or style.COLOURS.get(SEARCHES[name][0], "dimgrey")
+            colour = style.colour_of(name if name in style.COLOURS else SEARCHES[name][0])
             style.dots(panel, {y: ends(results(run(name, best[name])), value)}, colour)
         panel.set(title=of_what, xlabel="exact answers, %", xlim=(-4, 104))
         panel.set_yticks(range(len(order)), order)

@@ -60,10 +60,10 @@ def draw(results, picture):
         base = [mean(value(rows[0]) for rows in results(run("ce", size))) for size in SIZES]
         panel.plot(list(SIZES), base, color=style.COLOURS["base"], lw=1.4, ls="--")
         panel.set(xscale="log", xlabel="million parameters", ylabel=of_what)
-        panel.set_xticks(list(SIZES), [f"{size:g}" for size in SIZES])
+        panel.set_xticks(list(SIZES), [f"{size:g}" for size in SIZES], fontsize=9)
         panel.minorticks_off()
     style.label_ends(axes[1], last)
-    style.save(figure, picture, "From 0.2 to 10 million parameters the results are the same",
+    style.save(figure, picture, "From 0.2 to 10 million parameters the order of the methods stays",
                f"general skills; {style.seeds_note(len(results(run('ce', 10))))}; dashed: the base")
 
 

@@ -14,7 +14,6 @@ COLOURS = {"base": "#000000", "ce": "#D55E00", "replay": "#0072B2",
            "replay, right answers": "#56B4E9", "mol": "#009E73"}
 SKILL_COLOURS = {"domain": "#AA3377", "facts": "#CCAA33", "think": "#888888",
                  "no_think": "#222222"}
-OTHERS = ["#882255", "#999933", "#661100", "#44AA99"]  # for methods of your own
 
 matplotlib.rcParams.update({
     "font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -22,10 +21,8 @@ matplotlib.rcParams.update({
     "figure.constrained_layout.use": True})
 
 
-def colour_of(method, methods):
-    """The colour of a method; methods that have none share OTHERS."""
-    others = [name for name in methods if name not in COLOURS]
-    return COLOURS.get(method) or OTHERS[others.index(method) % len(OTHERS)]
+def colour_of(method):
+    return COLOURS.get(method, "dimgrey")  # grey is for methods of your own
 
 
 def panels(rows, columns, width, height, **options):
@@ -35,10 +32,7 @@ def panels(rows, columns, width, height, **options):
 
 
 def curve(axes, points, colour, width=2.4, **line):
-    """The mean over seeds as a line and the range as a band -> the last mean.
-
-    points: {x: [a value per seed]}
-    """
+    """The mean and range over seeds as a line and a band, points {x: [values]} -> the last mean."""
     x = list(points)
     axes.fill_between(x, [min(points[at]) for at in x], [max(points[at]) for at in x],
                       color=colour, alpha=0.2, lw=0)
@@ -47,17 +41,17 @@ def curve(axes, points, colour, width=2.4, **line):
 
 
 def dots(axes, points, colour):
-    """The mean over seeds as a dot and the range as a line; points {y: [a value per seed]}."""
+    """The mean and range over seeds as a dot and a line; points {y: [values]}."""
     y = list(points)
     axes.hlines(y, [min(points[at]) for at in y], [max(points[at]) for at in y], color=colour, lw=2)
     axes.plot([mean(points[at]) for at in y], y, color=colour, marker="o", ms=7, ls="none")
 
 
 def label_ends(axes, ends, apart=0.08):
-    """Names at the right of an axis, moved apart where they would touch; ends {name: (colour, y)}.
-    """
-    low, high = axes.get_ylim()
-    height = {name: (y - low) / (high - low) for name, (_, y) in ends.items()}
+    """Names beside the ends of curves, moved apart if they touch; ends {name: (colour, y)}."""
+    axes.get_ylim()  # else the limits may not be up to date
+    to_axes = axes.transScale + axes.transLimits
+    height = {name: to_axes.transform((1, y))[1] for name, (_, y) in ends.items()}
     highest = 1.0 + apart
     for name in sorted(ends, key=height.get, reverse=True):
         highest = min(height[name], highest - apart)
@@ -70,8 +64,7 @@ def seeds_note(count):
 
 
 def save(figure, picture, title, note):
-    """Write the figure with its finding as the title and a note below. The file name decides the
-    format: .png, .pdf or .svg."""
+    """Write the figure with its finding as the title. The file name decides the format."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
     figure.supxlabel(note, x=0.01, ha="left", fontsize=10, color="dimgrey")
     content = io.BytesIO()
