@@ -253,7 +253,7 @@ def setting(default, meaning, low=None, high=math.inf, **options):
 
     def convert(text):
         value = kind(text)
-        if not (text if low is None else low <= value <= high):
+        if text != default and not (text if low is None else low <= value <= high):
             valid = "a text that is not empty" if low is None else f"between {low} and {high}"
             raise argparse.ArgumentTypeError(f"{text!r}, it must be {valid}")
         return value

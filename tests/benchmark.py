@@ -1,11 +1,11 @@
-"""What a step costs, in ratios of medians measured in one run: python tests/benchmark.py.
+"""What a step costs, in ratios of medians.
 
-Steps of all kinds take turns, so that a machine busy with something else slows them alike. With the
-path of another file that defines GPT and GPTConfig as nanoGPT's model.py does, its steps take turns
-too: python tests/benchmark.py nanoGPT/model.py
+    python tests/benchmark.py                       the steps of all methods
+    python tests/benchmark.py nanoGPT/model.py      also those of another file with GPT, GPTConfig
+    python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
+                                                    large vocabulary: memory and time
 
-    python tests/benchmark.py --memory      MoL from logits against MoL from hidden states, with
-                                            the vocabulary of a large model: memory and time
+Steps of all kinds take turns, so that other programs on the machine slow them alike.
 """
 
 import copy
@@ -24,6 +24,7 @@ import data
 import losses
 import train
 from eval import evaluate
+from model import GPT, GPTConfig
 
 ROUNDS = 30
 
@@ -37,7 +38,7 @@ def seconds(work):
 
 
 def trainer(model, loss, batch, s):
-    """-> a function that takes one optimisation step on the batch, on a model of its own."""
+    """-> a function that makes one step on the batch, with a copy of the model."""
     model = copy.deepcopy(model).requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -54,7 +55,7 @@ def trainer(model, loss, batch, s):
 
 
 def other_model(path, config):
-    """nanoGPT's model of the same size."""
+    """The model of another file, in the same size."""
     spec = importlib.util.spec_from_file_location("other", path)
     other = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(other)
@@ -62,7 +63,7 @@ def other_model(path, config):
 
 
 def large_vocabulary(vocab_size):
-    """MoL on 4,096 tokens, forward and backward -> {"logits": work, "hidden states": work}."""
+    """-> {"logits": work, "hidden states": work}: MoL on 4,096 tokens, forward and backward."""
     torch.manual_seed(0)
     B, T, C, V = 4, 1024, 256, vocab_size
     hidden, base_hidden = torch.randn(B, T, C, requires_grad=True), torch.randn(B // 2, T, C)
@@ -81,50 +82,40 @@ def large_vocabulary(vocab_size):
     return {"logits": from_logits, "hidden states": from_hidden}
 
 
-def peak(name, vocab_size):
-    """The highest memory that this process came to above its start, in MB."""
+def measure(name, vocab_size):
+    """Print the memory that a work takes above the start of this process, and its seconds."""
+    large_vocabulary(1000)[name]()  # warms up
     work = large_vocabulary(vocab_size)[name]
-    kilobytes = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
-    work()
-    kilobytes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return (kilobytes[1] - kilobytes[0]) / 1024
-
-
-def peak_in_a_fresh_process(name, vocab_size):
-    command = [sys.executable, __file__, "--peak", name, str(vocab_size)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB
+    taken = seconds(work)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024, taken)
 
 
 def memory():
-    sizes, names = (50_257, 128_256), ("logits", "hidden states")
-    # All of these first: a process starts with the peak of the one that started it.
-    peaks = {(name, size): peak_in_a_fresh_process(name, size) for size in sizes for name in names}
-    for vocab_size in sizes:
-        found = {name: peaks[name, vocab_size] for name in names}
-        works = large_vocabulary(vocab_size)
-        taken = {name: [] for name in works}
-        for _ in range(4):
-            for name, work in works.items():
-                taken[name].append(seconds(work))
-        t = {name: median(times[1:]) for name, times in taken.items()}  # the first warms up
-        for name in works:
+    for vocab_size in (50_257, 128_256):
+        found = {}
+        for name in ("logits", "hidden states"):  # each in a process of its own
+            command = [sys.executable, __file__, "--measure", name, str(vocab_size)]
+            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found[name] = megabytes, taken = [*map(float, printed.split())]
             print(f"MoL from {name:13}  4,096 tokens, vocabulary {vocab_size:,}: "
-                  f"{found[name]:,.0f} MB, {t[name]:.1f} s")
-        print(f"hidden states / logits: memory {found['hidden states'] / found['logits']:.3f}, "
-              f"time {t['hidden states'] / t['logits']:.2f}")
+                  f"{megabytes:,.0f} MB, {taken:.1f} s", flush=True)
+        ratios = [hidden / logits for logits, hidden in zip(*found.values())]
+        print(f"hidden states / logits: memory {ratios[0]:.3f}, time {ratios[1]:.2f}", flush=True)
 
 
 def main(paths):
-    s = train.on_this_machine(train.Settings())
-    world = train.make_world(s, 0)
+    s = train.Settings().checked()
+    world = data.make_world(s, 0)
     torch.manual_seed(0)
-    base = train.GPT(train.config_of(s, world)).to(s.device).requires_grad_(False)
+    base = GPT(GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd))
+    base.to(s.device).requires_grad_(False)
     both, domain = (
         next(data.batches(world.domain, world.general, s.batch_size, n, s.block_size, 0))
         for n in (s.batch_size, 0))
 
-    # The base on the general rows once: its last hidden states, n_embd numbers per token where
-    # logits are vocab_size.
+    # The last hidden states of the base on the general rows, computed once: n_embd numbers per
+    # token, where the logits are vocab_size numbers.
     states = []
     hook = base.ln_f.register_forward_hook(lambda module, inputs, output: states.append(output))
     with torch.no_grad():
@@ -138,26 +129,25 @@ def main(paths):
         return losses.mixture_of_losses(logits, batch.targets, batch.is_domain, base_logits)[0]
 
     def ce(model, batch):
-        return train.ce(model, base, batch, s)
+        return train.ce(model, base, batch, s)[0]
 
     def mol(model, batch):
-        return train.mol(model, base, batch, s)
+        return train.mol(model, base, batch, s)[0]
 
     steps = {"ce": trainer(base, ce, domain, s), "replay": trainer(base, ce, both, s),
              "mol": trainer(base, mol, both, s), "mol, base kept": trainer(base, kept, both, s),
-             "marking": lambda: evaluate(base, base, world)}
+             "evaluation": lambda: evaluate(base, base, world)}
     for path in paths:
         rows = both._replace(tokens=both.tokens.contiguous(), targets=both.targets.contiguous())
-        other = other_model(path, base.config).to(s.device)
-        steps["other"] = trainer(other, lambda model, batch: model(batch.tokens, batch.targets)[1],
-                                 rows, s)
+        steps[path] = trainer(other_model(path, base.config).to(s.device),
+                              lambda model, batch: model(batch.tokens, batch.targets)[1], rows, s)
     taken = {name: [] for name in steps}
     for _ in range(ROUNDS + 3):
         for name, step in steps.items():
             taken[name].append(seconds(step))
-    t = {name: median(times[3:]) for name, times in taken.items()}  # the first warm up
+    t = {name: median(times[3:]) for name, times in taken.items()}  # the first ones warm up
 
-    marking = (1 + 3 * (1 + s.steps // s.eval_every)) * t["marking"]
+    evaluation = (1 + 3 * (1 + s.steps // s.eval_every)) * t["evaluation"]
     pretraining = s.base_steps * t["replay"] * s.base_batch_size / len(both.tokens)
     training = s.steps * (t["ce"] + t["replay"] + t["mol"]) + pretraining
     print(f"{s.device} in {s.dtype}, {torch.get_num_threads()} CPU threads; "
@@ -167,16 +157,16 @@ def main(paths):
     print(f"mol step with the base kept / replay step  {t['mol, base kept'] / t['replay']:.2f}")
     print(f"replay step / two ce steps                 {t['replay'] / t['ce'] / 2:.2f}"
           "   (the same tokens)")
-    print(f"evaluation's share of the default run      {marking / (marking + training):.2f}")
-    print(f"tokens a second of a replay step           {both.tokens.numel() / t['replay']:,.0f}")
-    if paths:
-        print(f"the same / those of {paths[0]}   {t['other'] / t['replay']:.2f}")
+    print(f"evaluation's share of the default run      {evaluation / (evaluation + training):.2f}")
+    print(f"tokens per second of a replay step         {both.tokens.numel() / t['replay']:,.0f}")
+    for path in paths:
+        print(f"step of {path} / replay step   {t[path] / t['replay']:.2f}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--memory"]:
         memory()
-    elif sys.argv[1:2] == ["--peak"]:
-        print(peak(sys.argv[2], int(sys.argv[3])))
+    elif sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2], int(sys.argv[3]))
     else:
         main(sys.argv[1:])

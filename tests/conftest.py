@@ -1,5 +1,15 @@
-"""Tests run in one thread, which is faster for tiny models and leaves room for others."""
+"""Tests run in one thread, which is faster for tiny models, and have a folder of bases."""
 
 import os
 
+import pytest
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for programs that tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bases(tmp_path_factory):
+    import train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "BASES", tmp_path_factory.mktemp("bases"))
+        yield

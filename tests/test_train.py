@@ -1,26 +1,32 @@
-import dataclasses
 import functools
+import io
 import json
 import math
 import os
-import random
 import re
+import runpy
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import fields, replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
 
+import eval as testing
 import losses
 import train
-from eval import load_model
-from plots.style import table
+from model import GPT, GPTConfig, LoRA
+from train import METHODS, Method
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
         "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--eval-every", "2",
         "--device", "cpu"]
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the line feed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,692 +37,600 @@ def quick_worlds():
         yield
 
 
+def program(main):
+    """Run a program as in a notebook, whose output has no fileno -> exit code, output, errors."""
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        testing.run_program(main)
+    return ended.value.code, output.getvalue(), errors.getvalue()
+
+
 def run(out, *more):
-    """train.py's exit code; its command line may also end the program itself."""
-    try:
-        return train.main(["--out", str(out), *TINY, *map(str, more)])
-    except SystemExit as ended:
-        return ended.code
+    return program(lambda: train.main(["--out", str(out), *TINY, *map(str, more)]))
 
 
-def settings(*more):
-    """Settings of a tiny run, on this machine."""
-    return train.on_this_machine(train.check(train.parse([*TINY, *map(str, more)])))
+def finished(out, *more):
+    """The rows and the output of a run without errors."""
+    code, output, errors = run(out, *more)
+    assert code == 0 and not errors
+    return rows(out), output
 
 
-def untrained(s, seed=0):
-    """The world of a seed, and a frozen base that has read nothing."""
-    world = train.make_world(s, seed)
-    return world, train.GPT(train.config_of(s, world)).requires_grad_(False)
-
-
-def go_on(name, s, world, base, **more):
-    """The model that a method makes of a base, unmarked."""
-    return train.train(name, s, 0, world, base, lambda model: {}, **more)[0]
+def refused(*arguments, code=2):
+    """The one message of a run that cannot be made."""
+    found, _, errors = run(*arguments)
+    assert found == code and errors.count("error: ") == (code == 2)
+    *usage, message = errors.splitlines()
+    assert not usage or usage[0].startswith("usage: ")
+    return message
 
 
 def rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def settings(*more):
+    return train.parse([*TINY, *map(str, more)])
+
+
+def untrained(s, seed=0):
+    """The world of a seed, and a frozen base that has read nothing."""
+    world = train.data.make_world(s, seed)
+    torch.manual_seed(seed)
+    base = GPT(GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd))
+    return world, base.requires_grad_(False)
+
+
+def trained(name, s, world, base, test=lambda model: {}, **more):
+    return train.train(name, s, 0, world, base, test, **more)
+
+
+def record(monkeypatch, name):
+    """Lists of the batches that a method reads and of the losses that it returns."""
+    batches, found, method = [], [], METHODS[name]
+
+    def spy(model, base, batch, s, *prepared):
+        batches.append(batch)
+        found.append(method.loss(model, base, batch, s, *prepared))
+        return found[-1]
+
+    monkeypatch.setitem(METHODS, name, method._replace(loss=spy))
+    return batches, found
+
+
+# --- a whole run ---------------------------------------------------------------------------------
+
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """A base that has read a little and is then continued: enough to see who forgets."""
+    """A base that has learnt a little and is then trained: enough to see who forgets."""
     out = tmp_path_factory.mktemp("short")
-    assert run(out, "--n-embd", 64, "--base-steps", 150, "--base-batch-size", 16, "--steps", 40,
-               "--batch-size", 8, "--eval-every", 20) == 0
-    return out
+    return out, *finished(out, "--n-embd", 64, "--base-steps", 100, "--base-batch-size", 16,
+                          "--steps", 40, "--batch-size", 8, "--eval-every", 20)
 
 
 def test_ce_forgets_more_than_mol(short):
-    base, *_ = rows(short)
-    end = {row["method"]: row for row in rows(short)}
-    assert list(end) == ["base", "ce", "replay", "mol"]
+    base = short[1][0]
+    end = {row["method"]: row for row in short[1]}
     lost = {method: row["general_loss"] - base["general_loss"] for method, row in end.items()}
-    assert lost["ce"] > lost["mol"] + 1.0
+    assert list(end) == ["base", "ce", "replay", "mol"] and lost["ce"] > lost["mol"] + 1.0
     assert end["ce"]["kl_to_base"] > 3 * end["mol"]["kl_to_base"]
-    for method in ("ce", "replay", "mol"):
+    for method in METHODS:
         assert end[method]["domain_loss"] < base["domain_loss"] - 2
 
 
 def test_what_a_run_leaves(short):
-    def names(folder):
-        return {path.name for path in folder.iterdir()}
-
-    assert names(short) == {"metrics.jsonl", "settings.json", "seed0", "forgetting.png",
-                            "tradeoff.png"}
-    assert names(short / "seed0") == {"world.pt", "base.pt", "ce.pt", "replay.pt", "mol.pt"}
-    found = rows(short)
+    out, found, _ = short
+    assert {path.name for path in out.iterdir()} == {".lock", "metrics.jsonl", "settings.json",
+                                                     "seed0", "forgetting.png"}
+    assert {path.name for path in (out / "seed0").iterdir()} == {"base.pt", "ce.pt", "replay.pt",
+                                                                 "mol.pt"}
     assert [(row["method"], row["step"]) for row in found] == [("base", 0)] + [
-        (method, step) for method in ("ce", "replay", "mol") for step in (0, 20, 40)]
+        (method, step) for method in METHODS for step in (0, 20, 40)]
     for row in found:
         assert set(row) == {"method", "seed", "step", "general_loss", "domain_loss", "kl_to_base",
-                            "accuracy", "probability"}
+                            "accuracy", "probability"} | ({"ce", "kl"} if row["step"] else set())
         shares = [*row["accuracy"].values(), *row["probability"].values()]
         assert len(shares) == 8 and all(0 <= share <= 1 for share in shares)
 
 
-def test_the_table_from_checkpoints_is_the_table_of_the_run(short, capsys):
-    import eval as marking
-    assert not marking.main(["--out", str(short)])
-    again = capsys.readouterr().out.strip()
-    assert again == table(rows(short))
+def test_eval_repeats_the_answers_of_a_run(short, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(short[0])])
+    code, output, errors = program(testing.main)
+    assert code == 0 and not errors and output.count("\n> ") == 5 and output in short[2]
+    monkeypatch.setattr(sys, "argv", ["eval.py", "37+45=", "", "x" * 99, "--out", str(short[0])])
+    output = program(testing.main)[1].splitlines()
+    assert output[1] == "> 37+45=" and [line.split()[0] for line in output[2:6]] == [
+        "base", "ce", "replay", "mol"] and len(output) == 3 * 6
 
 
-@pytest.mark.parametrize("kind, how", [("bias", "always in the same way"), ("noise", "at random")])
-def test_the_run_says_how_wrong_its_general_text_is(kind, how, tmp_path, capsys, monkeypatch):
-    """The screen and both figures, in words."""
-    titles = []
-    save = train.forgetting.style.save
-    monkeypatch.setattr(train.forgetting.style, "save",
-                        lambda figure, picture, what, remark: titles.append(what) or save(
-                            figure, picture, what, remark))
-    assert run(tmp_path, "--general-errors", 0.3, "--error-kind", kind) == 0
-    remark = f"(30% of the general text's answers wrong, {how})"
-    assert f"after 4 steps {remark}" in capsys.readouterr().out
-    assert len(titles) == 2 and all(remark in title for title in titles)
+def test_the_same_seed_gives_the_same_numbers(tmp_path, monkeypatch):
+    found = []
+    for name in "ab":
+        monkeypatch.setattr(train, "BASES", tmp_path / f"bases {name}")  # both pretrain a base
+        found.append(finished(tmp_path / name, "--lora-rank", 2)[0])
+    assert found[0] == found[1]
 
 
-def test_the_same_seed_is_bit_identical(tmp_path):
-    assert run(tmp_path / "a", "--seed", 3) == run(tmp_path / "b", "--seed", 3) == 0
-    one, other = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in "ab")
-    assert one == other
-    assert run(tmp_path / "c", "--seed", 4) == 0
-    assert rows(tmp_path / "a")[0]["general_loss"] != rows(tmp_path / "c")[0]["general_loss"]
-
-
-def test_several_seeds(tmp_path, capsys):
-    assert run(tmp_path, "--seed", 0, 1, "--methods", "mol") == 0
-    starts = [(row["method"], row["seed"]) for row in rows(tmp_path) if row["step"] == 0]
+def test_several_seeds(tmp_path):
+    found, output = finished(tmp_path, "--seed", 0, 1, "--methods", "mol")
+    starts = [(row["method"], row["seed"]) for row in found if row["step"] == 0]
     assert starts == [("base", 0), ("mol", 0), ("base", 1), ("mol", 1)]
-    line, = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| mol"))
-    assert line.count("(") == 8  # every metric with its spread over seeds
-
-
-def test_the_base_is_reused(tmp_path, capsys):
-    def said(*more):
-        assert run(*more) == 0
-        return capsys.readouterr().out
-
-    def changed():
-        return {now["method"] for now, before in zip(rows(one), first, strict=True)
-                if now != before}
-
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert "reused from" not in said(one)
-    first = rows(one)
-    assert "reused from" in said(one, "--kl", "forward")
-    assert changed() == {"mol"}
-    assert "reused from" in said(one, "--general-errors", 0.1)
-    assert changed() == {"replay", "mol"}
-    assert "reused from" not in said(one, "--fresh")
-    assert rows(one) == first  # the same base again, and nothing else of the earlier runs
-    assert "reused from" in said(two, "--base", one)
-    assert rows(two) == first
-    told = said(one, "--base-steps", 2)  # the folder's base makes way for one that fits
-    assert "made with another base_steps: a new one will take its place" in told
-    assert run(two, "--base", one) == 2
-    assert "another base_steps" in capsys.readouterr().err and rows(two) == first
-    assert run(two, "--base", one, "--base-steps", 2, "--seed", 1) == 2
-    assert "no base of seed 1" in capsys.readouterr().err and rows(two) == first
+    assert found[0]["general_loss"] != found[4]["general_loss"]
+    line, = (line for line in output.splitlines() if line.startswith("| mol"))
+    assert line.count("(") == 8  # every metric with its range over seeds
 
 
 def test_ratio_zero_is_ce(tmp_path):
-    assert run(tmp_path, "--ratio", 0) == 0
-    end = {row.pop("method"): row for row in rows(tmp_path)}
+    found, _ = finished(tmp_path, "--ratio", 0)
+    end = {row.pop("method"): row for row in found}
     assert end["ce"] == end["replay"] == end["mol"]
 
 
-BAD = [
-    (["--methods", "magic"], "--methods magic"),
-    (["--methods", "ce", "ce"], "--methods ce"),
-    (["--ratio", "0.1"], "--ratio 0.1"),
-    (["--ratio", "1e308"], "--ratio 1e+308"),
-    (["--device", "abacus"], "--device abacus"),
-    (["--dtype", "float8"], "--dtype float8"),
-    (["--ratio", "-1"], "--ratio -1"),
-    (["--ratio", "nan"], "--ratio nan"),
-    (["--general-errors", "1.5"], "--general-errors 1.5"),
-    (["--general-errors", "-0.1"], "--general-errors -0.1"),
-    (["--kl", "sideways"], "--kl sideways"),
-    (["--strength", "-1"], "--strength -1"),
-    (["--lora-rank", "-1"], "--lora-rank -1"),
-    (["--lora-rank", "2", "--methods", "ewc"], "--lora-rank 2"),
-    (["--general-documents", "0"], "--general-documents 0"),
-    (["--general-documents", "1"], "too short"),
-    (["--n-embd", "30", "--n-head", "4"], "divisible"),
-    (["--n-layer", "0"], "n-layer is 0"),
-    (["--steps", "0"], "--steps 0"),
-    (["--base-steps", "0"], "--base-steps 0"),
-    (["--batch-size", "0"], "--batch-size 0"),
-    (["--eval-every", "0"], "--eval-every 0"),
-    (["--lr", "nan"], "--lr nan"),
-    (["--steps", "many"], "--steps"),
-    (["--seed", "-1"], "--seed -1"),
-    (["--seed", str(2**64)], "--seed"),
-    (["--seed", "1", "1"], "--seed 1 1"),
-    (["--vocab-size", "100"], "--vocab-size 100"),
-    (["--block-size", "8"], "--block-size 8"),
-    (["--block-size", "100000"], "--block-size 100000"),
-    (["--base", "nowhere", "--fresh"], "--fresh"),
-    (["--stepz", "3"], "--stepz"),
-    (["--methods", "ce", "--methods", "ce"], "--methods ce"),
-    (["--general", "README.md"], "--domain"),
-    (["--general", "nowhere.txt", "--domain", "README.md"], "--general nowhere.txt"),
-    (["--base", "nowhere"], "nowhere"),
-]
-if not torch.cuda.is_available():
-    BAD.append((["--device", "cuda"], "--device cuda"))
+def test_lora(tmp_path):
+    """Adapters change the weights by a matrix of their rank. A checkpoint is a plain GPT."""
+    found, _ = finished(tmp_path, "--lora-rank", 2, "--lr", 1e-2, "--methods", "ce", "mol")
+    assert all(found[0]["domain_loss"] > found[i]["domain_loss"] + 0.01 for i in (3, 6))
+    base, ce = (testing.load_model(tmp_path / "seed0" / f"{name}.pt").state_dict()
+                for name in ("base", "ce"))
+    assert torch.equal(base["ln_f.weight"], ce["ln_f.weight"])
+    for name in ("blocks.0.attn.qkv.weight", "token_embedding.weight"):
+        assert torch.linalg.matrix_rank(ce[name] - base[name], rtol=1e-3) == 2
 
 
-@pytest.mark.parametrize("arguments, told", BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_settings(arguments, told, tmp_path, capsys):
-    """One line that names the setting, code 2, and an earlier run's results as they were."""
-    (tmp_path / "metrics.jsonl").write_text("earlier\n")
-    assert run(tmp_path, *arguments) == 2
-    error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-    assert (tmp_path / "metrics.jsonl").read_text() == "earlier\n"
+def test_the_readmes_method_of_your_own(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example, = (block for block in blocks if "def halfway" in block)
+    monkeypatch.setitem(METHODS, "halfway", None)  # removed after the test
+    exec(example, dict(vars(train)))
+    found, _ = finished(tmp_path, "--methods", "replay", "halfway")
+    assert {row["method"] for row in found} == {"base", "replay", "halfway"}
+    assert METHODS["halfway"].reads_general
 
 
-def test_a_flag_given_twice_holds_both(tmp_path):
-    s = train.parse(["--methods", "ce", "--methods", "mol", "ewc", "--seed", "1", "--seed", "2",
-                     "--general", "a", "--general", "b", "--lr", "1", "--lr", "2"])
-    assert s.methods == ("ce", "mol", "ewc") and s.seed == (1, 2) and s.general == ("a", "b")
-    assert s.lr == 2 and train.parse([]).methods == ("ce", "replay", "mol")
+# --- your own text -------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder of general text and a folder of domain text, with signs that control a terminal."""
+    folder = tmp_path_factory.mktemp("texts")
+    for name, text in [("general", "the cat sat on\x1b[31m the mat\x07 at noon. " * 100),
+                       ("domain", "def f(x):\x1b return x + 1\n" * 200)]:
+        (folder / name).mkdir()
+        (folder / name / "\x1btext").write_text(text)
+        (folder / name / "\x1bpicture").write_bytes(b"\xff")
+    return folder
 
 
-def test_bad_text(tmp_path, capsys):
-    good, short, empty, binary = (tmp_path / name for name in ("good", "short", "empty", "binary"))
+def own(texts):
+    return "--general", texts / "general", "--domain", texts / "domain", "--methods", "ce"
+
+
+def test_own_text(texts, tmp_path, monkeypatch):
+    found, output = finished(tmp_path, *own(texts), "--base-steps", 30)
+    assert all(row["accuracy"] == {} for row in found) and (tmp_path / "forgetting.png").exists()
+    assert "no-think" not in output and not CONTROL.search(output)
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(tmp_path)])
+    assert program(testing.main)[1].partition("\n\n")[2] in output  # the same answers
+
+
+def test_the_output_folder_is_not_read(tmp_path):
+    """A second run reads what the first one read."""
+    (tmp_path / "a.txt").write_text("the cat sat on the mat and looked at the moon. " * 200)
+    read = [re.findall("read .*char", finished(tmp_path / "out", "--general", tmp_path, "--domain",
+                                               tmp_path, "--methods", "ce")[1]) for _ in range(2)]
+    assert read[0] == read[1] and len(read[0]) == 2
+
+
+@pytest.mark.parametrize("content, reason", [
+    (None, "No such file"), (b"short", "too short"), (b"", "empty"), (b"\xef\xbb\xbf \n", "empty"),
+    (b"\x89PNG\r\n\xff", "0x89 in position 0"), (b"words\0", "zero bytes"),
+    ("wide".encode("utf-16"), "0xff in position 0"), ("folder", "no UTF-8 text.*picture")])
+def test_bad_text_is_refused(tmp_path, content, reason):
+    good, bad = tmp_path / "good", tmp_path / "bad"
     good.write_text("some words to learn from, " * 300)
-    short.write_text("some words")
-    empty.write_text("")
-    binary.write_bytes(b"\0\1\2\xff")
-    for bad, told in [(short, "too short"), (empty, "empty"), (binary, "not UTF-8 text: byte 3")]:
-        for general, domain, flag in [(bad, good, "--general"), (good, bad, "--domain")]:
-            assert run(tmp_path / "out", "--general", general, "--domain", domain) == 2
-            error = capsys.readouterr().err
-            assert told in error and flag in error and error.count("\n") == 1
+    if content == "folder":
+        bad.mkdir()
+        (bad / "picture").write_bytes(b"\xff")
+    elif content is not None:
+        bad.write_bytes(content)
+    for texts, corpus in [((bad, good), "--general|pretraining"), ((good, bad), "domain")]:
+        message = refused(tmp_path / "out", "--general", texts[0], "--domain", texts[1])
+        assert re.match(f"error: .*({corpus}).*{reason}", message)
     assert not (tmp_path / "out").exists()
 
 
-def blocked_by_a_file(out):
-    out.write_text("not a folder")
-    return out / "out"
+# --- bad settings and failures -------------------------------------------------------------------
+
+BAD = [  # arguments, what the message says; by default it names the flag
+    ("--methods magic",), ("--methods ce ce",), ("--methods", "expected"), ("--stepz 3",),
+    ("--ratio 0.1",), ("--ratio -1",), ("--ratio nan",), ("--ratio 1e308",), ("--strength -1",),
+    ("--device abacus",), ("--dtype float8",), ("--kl sideways",), ("--lr nan",), ("--lr 0",),
+    ("--general-errors 1.5",), ("--general-errors -0.1",), ("--lora-rank -1",), ("--steps many",),
+    ("--n-layer 0",), ("--steps 0",), ("--base-steps 0",), ("--batch-size 0",), ("--eval-every 0",),
+    ("--seed -1",), (f"--seed {2**64}",), ("--seed 1 1",), ("--vocab-size 100",),
+    ("--block-size 8",), ("--block-size 100000",), ("--n-embd 30 --n-head 4",),
+    ("--general-documents 0",), ("--general-documents 1", "too short"),
+    ("--general README.md", "--domain"), ("--domain README.md", "--general"),
+    ("--general nowhere --domain README.md",), ("--general <empty> --domain README.md",),
+    ("--domain <empty> --general README.md",), ("--out <empty>",)]
+if not torch.cuda.is_available():
+    BAD.append(("--device cuda",))
 
 
-def blocked_seed(out):
-    out.mkdir()
-    (out / "seed0").write_text("not a folder")
-    (out / "metrics.jsonl").write_text("earlier\n")
-    return out
+@pytest.mark.parametrize("bad", BAD, ids=" ".join)
+def test_bad_settings_are_refused_and_change_nothing(bad, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("earlier\n")
+    flag, *rest = arguments = [x.replace("<empty>", "") for x in bad[0].split()]
+    assert (bad[1:] or [flag])[0] in refused(tmp_path, *arguments)
+    assert contents(tmp_path) == {tmp_path / "metrics.jsonl": b"earlier\n"}
 
 
-@pytest.mark.parametrize("make", [blocked_by_a_file, blocked_seed, lambda out: out / ("x" * 300),
-                                  lambda out: ""])
-def test_bad_out(tmp_path, capsys, make):
-    out = make(tmp_path / "made")
-    assert run(out) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and ("--out" in error or "too long" in error)
-    assert make is not blocked_seed or (out / "metrics.jsonl").read_text() == "earlier\n"
+def test_help_names_every_flag_and_may_show_a_percent_sign(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.parse(["--help"], defaults=replace(train.Settings(), out="100%/x"))
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and "100%/x" in shown
+    for f in fields(train.Settings):
+        assert ("--seed" if f.name == "seeds" else "--" + f.name.replace("_", "-")) in shown
 
 
-def test_only_its_own_files_are_cleared(tmp_path):
-    (tmp_path / "seed0").mkdir()
-    (tmp_path / "seed0" / "other.pt").write_text("mine")
+def file_above(folder):
+    (folder / "file").write_text("not a folder")
+    return folder / "file" / "out"
+
+
+def file_as_seed_folder(folder):
+    (folder / "seed0").write_text("not a folder")
+    return folder
+
+
+def unwritable_seed_folder(folder):
+    if sys.platform != "linux":
+        pytest.skip("needs a folder that not even root can write to")
+    (folder / "seed0").symlink_to("/proc/self")
+    return folder
+
+
+@pytest.mark.parametrize("make", [file_above, file_as_seed_folder, unwritable_seed_folder,
+                                  lambda folder: folder / ("x" * 300)])
+def test_a_folder_that_cannot_be_written_is_refused_and_keeps_its_results(tmp_path, make):
+    for name in ("metrics.jsonl", "settings.json", "seed1/mol.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("earlier")
+    out = make(tmp_path)
+    before = contents(tmp_path)
+    assert refused(out, "--seed", 1, 0).startswith("error: ") and contents(tmp_path) == before
+
+
+def test_a_run_removes_the_results_of_an_earlier_one_and_nothing_else(tmp_path):
+    finished(tmp_path, "--methods", "ce", "--seed", 1)
     (tmp_path / "holiday.png").write_text("mine")
-    for left in ("metrics.jsonl.123.tmp", "seed0/mol.pt.99.tmp"):  # of runs that were killed
-        (tmp_path / left).write_text("half")
-    assert run(tmp_path, "--methods", "ce") == 0 and run(tmp_path, "--methods", "mol") == 0
-    assert not (tmp_path / "seed0" / "ce.pt").exists() and not list(tmp_path.rglob("*.tmp"))
-    assert (tmp_path / "holiday.png").read_text() == "mine"
-    assert (tmp_path / "seed0" / "other.pt").read_text() == "mine"
+    with pytest.raises(train.BadInput), train.run_folder(settings("--out", tmp_path)):
+        raise train.BadInput("stopped")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        ".lock", "settings.json", "holiday.png"}
 
 
-def test_two_runs_into_one_folder(tmp_path, capsys):
-    """The second is refused before it touches anything; when the first has ended it may."""
-    assert run(tmp_path) == 0
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with train.locked(tmp_path):
-        assert run(tmp_path, "--seed", 0) == 2
-    error = capsys.readouterr().err
-    assert "another run is writing there" in error and error.count("\n") == 1
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert run(tmp_path) == 0
-
-
-def test_a_lock_ends_with_its_program(tmp_path):
-    """Also where the program is killed."""
-    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); from plots.style import locked\n"
-            "with locked(sys.argv[2]): print('locked', flush=True); time.sleep(60)")
-    other = subprocess.Popen([sys.executable, "-c", code, ROOT, tmp_path], stdout=subprocess.PIPE)
-    assert other.stdout.readline() == b"locked\n"
-    with pytest.raises(OSError, match="another run"):
-        with train.locked(tmp_path):
-            pass
-    other.kill()
-    other.wait()
-    with train.locked(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("limit", [1, 40, 100])
-def test_a_file_that_cannot_be_written_is_one_line_and_no_litter(tmp_path, limit):
-    """A limit on the size of files, in KiB: metrics fit and checkpoints do not, or nothing does."""
-    command = f"ulimit -f {limit}; exec {sys.executable} {ROOT / 'train.py'} {' '.join(TINY)}"
-    done = subprocess.run(["bash", "-c", f"{command} --out {tmp_path / 'out'}"],
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "cannot be written" in done.stderr and not list(tmp_path.rglob("*.tmp"))
-
-
-@pytest.mark.parametrize("problem", [
-    MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")])
-def test_out_of_memory(tmp_path, capsys, monkeypatch, problem):
-    def hungry(model, base, batch, s):
-        raise problem
-
-    monkeypatch.setitem(train.METHODS, "hungry", train.Method(hungry))
-    assert run(tmp_path, "--methods", "hungry") == 2
-    error = capsys.readouterr().err
-    assert "out of memory" in error and error.count("\n") == 1
-
-
-def test_a_fault_of_the_programs_own_is_not_hidden(tmp_path, monkeypatch):
-    def wrong(model, base, batch, s):
-        raise RuntimeError("shapes do not match")
-
-    monkeypatch.setitem(train.METHODS, "wrong", train.Method(wrong))
-    with pytest.raises(RuntimeError, match="shapes"):
-        run(tmp_path, "--methods", "wrong")
-
-
-def test_a_damaged_base_is_not_used(tmp_path, capsys):
-    assert run(tmp_path) == 0
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    base = tmp_path / "seed0" / "base.pt"
-    whole, saved = base.read_bytes(), torch.load(base, weights_only=True)
-    del saved["made_from"]
-    foreign = tmp_path / "foreign.pt"
-    torch.save(saved, foreign)
-    for damaged in (whole[:1000], b"something else", foreign.read_bytes()):
-        base.write_bytes(damaged)
-        capsys.readouterr()
-        assert run(tmp_path) == 2
-        error = capsys.readouterr().err
-        assert "base.pt" in error and "--fresh" in error and error.count("\n") == 1
-        assert (tmp_path / "metrics.jsonl").read_bytes() == before and base.read_bytes() == damaged
-
-
-def test_a_base_of_another_size_is_not_used(tmp_path, capsys):
-    assert run(tmp_path / "one") == 0
-    assert run(tmp_path / "two", "--base", tmp_path / "one", "--n-layer", 2) == 2
-    assert "--base" in capsys.readouterr().err and not (tmp_path / "two").exists()
+def test_two_runs_in_one_folder_do_not_mix(tmp_path):
+    """The second one is refused and changes nothing. It may run when the first has ended."""
+    with train.run_folder(settings("--out", tmp_path)):
+        (tmp_path / "metrics.jsonl").write_text("of the first")
+        before = contents(tmp_path)
+        assert "another run" in refused(tmp_path, "--seed", 5)
+        assert contents(tmp_path) == before
+    finished(tmp_path, "--methods", "ce")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch, value):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, value):
     def broken(model, base, batch, s):
-        return model(batch.tokens).sum() * 0 + value
+        loss = model(batch.tokens).sum() * 0 + value
+        return loss, loss, loss
 
-    monkeypatch.setitem(train.METHODS, "broken", train.Method(broken))
-    assert run(tmp_path, "--methods", "mol", "broken") == 2
-    error = capsys.readouterr().err
-    assert "broken" in error and "step 1" in error and str(value) in error
-    assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}  # what was finished stays
+    monkeypatch.setitem(METHODS, "broken", Method(broken))
+    message = refused(tmp_path, "--methods", "mol", "broken")
+    assert "broken" in message and "step 1" in message and str(value) in message
+    assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}  # finished results stay
 
 
 @pytest.mark.parametrize("flags", [("--lr", 1e30, "--steps", 1),
                                    ("--base-lr", 1e30, "--base-steps", 1)])
-def test_a_model_ruined_by_its_last_step(tmp_path, capsys, flags):
-    assert run(tmp_path, *flags) == 2
-    error = capsys.readouterr().err
-    assert "at step 1" in error and error.count("\n") == 1
+def test_a_model_that_the_last_step_ruins_stops_the_run(tmp_path, flags):
+    assert "at step 1" in refused(tmp_path, *flags)
 
 
-def test_interrupt(tmp_path, capsys, monkeypatch):
-    def interrupted(model, base, batch, s):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_ctrl_c_is_one_message_and_a_bug_is_not_hidden(tmp_path, monkeypatch, error):
+    def stopped(model, base, batch, s):
+        raise error
 
-    monkeypatch.setitem(train.METHODS, "interrupted", train.Method(interrupted))
-    assert run(tmp_path, "--methods", "mol", "interrupted") == 130
-    assert capsys.readouterr().err.strip().count("\n") == 0
+    monkeypatch.setitem(METHODS, "stopped", Method(stopped))
+    arguments = tmp_path, "--methods", "mol", "stopped"
+    if error is KeyboardInterrupt:
+        assert "stopped" in refused(*arguments, code=130)
+    else:
+        with pytest.raises(ZeroDivisionError):
+            run(*arguments)
     assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}
     assert (tmp_path / "seed0" / "mol.pt").exists()
 
 
-def test_the_readmes_method_of_your_own(tmp_path, monkeypatch):
-    """The worked example, as it stands there: a function and a row."""
-    readme = (ROOT / "README.md").read_text()
-    example, = re.findall(r"```python\n(def halfway.*?\n)\n+METHODS", readme, re.DOTALL)
-    scope = {"torch": torch, "losses": train.losses}
-    exec(example, scope)
-    method = train.Method(scope["halfway"], reads_general=True)
-    monkeypatch.setitem(train.METHODS, "halfway", method)
-    assert run(tmp_path, "--methods", "replay", "halfway") == 0
-    assert {row["method"] for row in rows(tmp_path)} == {"base", "replay", "halfway"}
+# --- the programs themselves, in a copy of the repository ----------------------------------------
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory, texts):
+    """A copy of train.py, which has a folder of bases of its own, and a short command line."""
+    folder = tmp_path_factory.mktemp("copy")
+    shutil.copytree(ROOT / "plots", folder / "plots", ignore=shutil.ignore_patterns("*.png"))
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, folder)
+    return folder / "train.py", [*TINY, *map(str, own(texts))]
 
 
-def test_own_text(tmp_path, capsys):
-    (tmp_path / "general.txt").write_text("the cat sat on the mat and looked at the moon. " * 200)
-    (tmp_path / "domain.txt").write_text("def f(x): return x + 1\n" * 300)
-    out = tmp_path / "out"
-    assert run(out, "--general", tmp_path / "general.txt", "--domain", tmp_path / "domain.txt") == 0
-    assert all(row["accuracy"] == {} for row in rows(out))
-    assert (out / "forgetting.png").exists() and "no-think" not in capsys.readouterr().out
+def shell(script, command, folder, **environment):
+    """Run a bash command in which `train` and `ask` are the programs -> the finished process."""
+    path, arguments = script
+    train_words, ask_words = (" ".join(f"'{word}'" for word in (sys.executable, *words)) for words
+                              in ((path, *arguments), (path.with_name("eval.py"),)))
+    command = f"train() {{ {train_words} \"$@\"; }}; ask() {{ {ask_words} \"$@\"; }}; {command}"
+    return subprocess.run(["bash", "-c", command], cwd=folder, text=True, capture_output=True,
+                          env=os.environ | {"PYTHONUNBUFFERED": ""} | environment)
 
 
-def test_an_own_text_that_is_not_like_its_held_out_part_gets_a_warning(tmp_path, capsys):
-    """The first nine tenths say nothing of the last: the held-out loss is best at the start."""
-    general, domain = tmp_path / "general", tmp_path / "domain"
-    rng = random.Random(0)
-    dice = "".join(rng.choice("0123456789") for _ in range(1000))
-    general.write_text("aaaa bbbb " * 900 + dice)
-    domain.write_text("def f(x): return x + 1\n" * 300)
-    assert run(tmp_path / "out", "--general", general, "--domain", domain, "--base-steps", 60,
-               "--base-batch-size", 8, "--base-lr", 3e-2, "--methods", "ce") == 0
-    assert "was best so early that it has learnt little" in capsys.readouterr().out
+def test_percent_run_in_a_notebook(script, tmp_path, monkeypatch):
+    """There the output has no fileno, and one process runs the program again and again."""
+    path, arguments = script
+    for more, expected in [([], 0), (["--steps", "1", "--lr", "1e30"], 2)]:
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments, "--out", str(tmp_path), *more])
+        code, output, errors = program(lambda: runpy.run_path(str(path), run_name="__main__"))
+        assert code == expected and bool(errors) == bool(expected) and "results go to" in output
 
 
-def test_the_output_folder_is_not_read(tmp_path, capsys):
-    """A second run over a folder that holds the output of the first reads what the first read."""
-    (tmp_path / "a.txt").write_text("the cat sat on the mat and looked at the moon. " * 200)
-    for _ in range(2):
-        assert run(tmp_path / "out", "--general", tmp_path, "--domain", tmp_path) == 0
-        assert "read 1 file (9,400 characters)" in capsys.readouterr().out
+def test_the_notebooks_backend_of_matplotlib_is_not_needed(script, tmp_path):
+    done = shell(script, "train --help", tmp_path,
+                 MPLBACKEND="module://matplotlib_inline.backend_inline")
+    assert done.returncode == 0 and not done.stderr and "usage" in done.stdout
 
 
-# --- what a method sees --------------------------------------------------------------------------
+@pytest.mark.parametrize("command, code", [
+    ("train >&-", 0), ("train | true; exit ${PIPESTATUS[0]}", 2),
+    ("train > /dev/null; ask > /dev/full", 2)])
+def test_output_that_cannot_be_written_gives_no_traceback(script, tmp_path, command, code):
+    if "/dev/full" in command and not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    done = shell(script, command, tmp_path)
+    assert done.returncode == code and done.stderr.count("\n") == (code > 0)
+    assert done.stderr.startswith("error: ") == (code > 0)
 
-def test_what_each_method_reads(monkeypatch):
-    """The same domain rows in the same order for all; the base reads general rows alone."""
-    s = settings("--steps", 3)
-    world, base = untrained(s)
-    before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    read_by_base, read = {}, {}
-    base.register_forward_hook(lambda module, inputs, _: read_by_base[method].append(inputs[0])
-                               if module is base else None)
-    for method, row in train.METHODS.items():
-        read[method], read_by_base[method] = [], []
 
-        def spy(model, frozen, batch, s, *once):
-            read[method].append(batch)
-            return row.loss(model, frozen, batch, s, *once)
+@pytest.mark.parametrize("kibibytes", [1, 40])
+def test_a_full_disk_is_one_message_and_leaves_no_half_file(script, tmp_path, kibibytes):
+    """A limit on the size of files: nothing can be written, or the metrics but no checkpoint."""
+    done = shell(script, f"ulimit -f {kibibytes}; train", tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
+    assert not list(tmp_path.rglob("*.tmp")) and not list(script[0].parent.rglob("*.tmp"))
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(train.METHODS, method, row._replace(loss=spy))
-            go_on(method, s, world, base)
-    for ce, replay, mol in zip(read["ce"], read["replay"], read["mol"], strict=True):
-        assert torch.equal(replay.tokens, mol.tokens)
-        assert torch.equal(ce.tokens, mol.tokens[:2]) and len(mol.tokens) == 4
-        assert ce.is_domain.all() and mol.is_domain.tolist() == [True, True, False, False]
-    for method in ("domain_kl", "l2sp", "ewc"):
-        for mine, ce in zip(read[method], read["ce"], strict=True):
-            assert torch.equal(mine.tokens, ce.tokens)
-    assert [method for method, tokens in read_by_base.items() if tokens] == ["mol", "domain_kl"]
-    for tokens, batch in zip(read_by_base["mol"], read["mol"], strict=True):
-        assert torch.equal(tokens, batch.tokens[2:])
-    for tokens, batch in zip(read_by_base["domain_kl"], read["domain_kl"], strict=True):
-        assert torch.equal(tokens, batch.tokens)
-    for name, weight in base.state_dict().items():
-        assert torch.equal(weight, before[name])
+
+# --- the base ------------------------------------------------------------------------------------
+
+@pytest.fixture
+def pretrained(tmp_path, monkeypatch):
+    """A list to which each pretraining adds, and an empty folder of bases."""
+    calls = []
+    monkeypatch.setattr(train, "BASES", tmp_path / "bases")
+    real = train.pretrain
+
+    @functools.wraps(real)
+    def pretrain(*arguments):
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "pretrain", pretrain)
+    return calls
+
+
+def test_a_base_is_used_again(pretrained, capsys):
+    """By a run that differs only in what comes after pretraining."""
+    s = settings()
+    first, again, other = (train.get_base(x, 0, train.data.make_world(x, 0)) for x in (
+        s, s, settings("--general-errors", 0.1, "--steps", 9, "--kl", "forward")))
+    assert len(pretrained) == 1 and len(list(train.BASES.iterdir())) == 1
+    assert capsys.readouterr().out.count("loaded from") == 2
+    for base in (first, again, other):
+        assert not any(weight.requires_grad for weight in base.parameters())
+        assert torch.equal(base.head.weight, first.head.weight)
+
+
+@pytest.mark.parametrize("change", [
+    ("--base-steps", 2), ("--base-lr", 1e-3), ("--base-batch-size", 3), ("--n-layer", 2),
+    ("--dtype", "bfloat16"), ("--vocab-size", 300), "seed", "threads", "model.py", "data.py",
+    "the pretraining text"])
+def test_a_base_is_not_used_for_another_pretraining(pretrained, monkeypatch, change):
+    s, seed = settings(), 0
+    world = train.data.make_world(s, 0)
+    train.get_base(s, seed, world)
+    getsource = train.inspect.getsource
+    if change == "seed":
+        seed = 1
+    elif change == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    elif change == "the pretraining text":
+        world = replace(world, pretraining=world.pretraining.roll(1))
+    elif isinstance(change, str):
+        monkeypatch.setattr(train.inspect, "getsource", lambda code: getsource(code) + "#" * (
+            getattr(code, "__file__", "").endswith(change)))
+    else:
+        s = settings(*change)
+    train.get_base(s, seed, world)
+    assert len(pretrained) == 2 and len(list(train.BASES.iterdir())) == 2
+
+
+def test_a_damaged_base_is_refused(tmp_path, pretrained):
+    finished(tmp_path / "out", "--methods", "ce")
+    path, = train.BASES.iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    assert path.name in refused(tmp_path / "out", "--methods", "ce")
 
 
 def test_the_base_reads_pretraining_text_alone(monkeypatch):
     s = settings("--base-steps", 5)
-    world = train.make_world(s, 0)
-    read, ce = [], train.METHODS["ce"]
-
-    def spy(model, frozen, batch, s):
-        read.append(batch)
-        return ce.loss(model, frozen, batch, s)
-
-    monkeypatch.setitem(train.METHODS, "ce", ce._replace(loss=spy))
+    world = train.data.make_world(s, 0)
+    world = replace(world, pretraining=world.pretraining[:10_000])
+    batches, _ = record(monkeypatch, "ce")
     train.pretrain(s, 0, world)
-    stream = world.pretraining.unfold(0, s.block_size, 1)
-    assert len(read) == 5
-    for batch in read:
+    windows = world.pretraining.unfold(0, s.block_size, 1)
+    assert len(batches) == 5
+    for batch in batches:
         assert batch.tokens.shape == (4, s.block_size)
-        for row in batch.tokens:
-            assert (stream == row).all(dim=1).any()
+        assert all((windows == row).all(dim=1).any() for row in batch.tokens)
 
 
-def test_strength_weighs_what_protects_the_base():
-    """At strength 0 only cross-entropy is left; what comes on top grows with it."""
+def test_the_base_is_the_best_on_heldout_text(monkeypatch):
+    """Ten steps down the gradient and ten steps up: the base is the model in between."""
+    s, steps, curve = settings("--base-steps", 20, "--base-lr", 1e-2), [], []
+    world, real = train.data.make_world(s, 0), train.train
+
+    def turning(model, base, batch, s):
+        steps.append(1)
+        loss, *parts = train.ce(model, base, batch, s)
+        return loss if len(steps) <= 10 else -loss, *parts
+
+    def spy(*arguments, **more):
+        model, found = real(*arguments, **more)
+        curve.extend(row["general_loss"] for row in found)
+        return model, found
+
+    monkeypatch.setitem(METHODS, "ce", Method(turning))
+    monkeypatch.setattr(train, "train", spy)
+    base = train.pretrain(s, 0, world)
+    windows = testing.heldout_windows(world.heldout_general, s.block_size)
+    loss = losses.mean_cross_entropy(base(windows[:, :-1]), windows[:, 1:]).item()
+    assert loss == pytest.approx(min(curve)) and loss < min(curve[0], curve[-1]) - 0.1
+
+
+# --- training ------------------------------------------------------------------------------------
+
+def test_what_each_method_reads(monkeypatch):
+    """The same domain rows in the same order for all. The base reads general rows alone."""
+    s = settings("--steps", 3)
+    world, base = untrained(s)
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    by_base, read = {}, {}
+    base.register_forward_hook(lambda module, inputs, _: by_base[method].append(inputs[0])
+                               if module is base else None)
+    for method in METHODS:
+        by_base[method], (read[method], _) = [], record(monkeypatch, method)
+        trained(method, s, world, base)
+    for ce, replay, mol in zip(read["ce"], read["replay"], read["mol"], strict=True):
+        assert torch.equal(replay.tokens, mol.tokens)
+        assert torch.equal(ce.tokens, mol.tokens[:2]) and len(mol.tokens) == 4
+        assert ce.is_domain.all() and mol.is_domain.tolist() == [True, True, False, False]
+    assert not by_base["ce"] and not by_base["replay"]
+    for tokens, batch in zip(by_base["mol"], read["mol"], strict=True):
+        assert torch.equal(tokens, batch.tokens[2:])
+    assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_have_the_mean_of_the_loss_parts_since_the_last_row(monkeypatch, name):
+    s = settings("--steps", 5, "--eval-every", 2, "--strength", 3)
+    world, base = untrained(s)
+    _, found = record(monkeypatch, name)
+    _, curve = trained(name, s, world, base)
+    for loss, ce, kl in found:
+        torch.testing.assert_close(loss, ce + 3 * kl)
+    assert [row["step"] for row in curve] == [0, 2, 4, 5] and "ce" not in curve[0]
+    for row, (start, end) in zip(curve[1:], [(0, 2), (2, 4), (4, 5)]):
+        for i, part in ((1, "ce"), (2, "kl")):
+            assert row[part] == pytest.approx(mean(parts[i].item() for parts in found[start:end]))
+    assert (curve[-1]["kl"] > 0) == (name == "mol")
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward", "mean"])
+def test_mol_is_the_mixture_with_the_settings_of_the_run(direction):
+    s = settings("--kl", direction, "--strength", 3)
+    (world, base), (_, model) = untrained(s), untrained(s, seed=1)
+    batch = next(train.data.batches(world.domain, world.general, 2, 2, s.block_size, 0))
+    assert train.mol(model, base, batch, s) == losses.mixture_of_losses(
+        model(batch.tokens), batch.targets, batch.is_domain, base(batch.tokens[2:]), direction, 3.0)
+
+
+@pytest.mark.parametrize("weight_decay", [0.1, 0.0])
+def test_weight_decay_shrinks_the_matrices_and_not_the_gains(monkeypatch, weight_decay):
+    def flat(model, base, batch, s):
+        loss = 0 * model(batch.tokens).sum()
+        return loss, loss, loss
+
+    monkeypatch.setitem(METHODS, "flat", Method(flat, weight_decay=weight_decay))
     s = settings("--steps", 1)
     world, base = untrained(s)
-    model = train.GPT(train.config_of(s, world))
-    mixed, domain = (next(train.data.batches(world.domain, world.general, 2, n, s.block_size, 0))
-                     for n in (2, 0))
-    fisher = train.fisher(base, world, s, 0)
-    for method, batch, once in [("mol", mixed, []), ("domain_kl", domain, []), ("l2sp", domain, []),
-                                ("ewc", domain, [fisher])]:
-        def loss(model, strength):
-            weighed = dataclasses.replace(s, strength=strength)
-            return train.METHODS[method].loss(model, base, batch, weighed, *once).item()
-
-        rows = 2 if method == "mol" else 1  # mol's mean is over all four rows
-        left = train.ce(model, base, domain, s).item() / rows
-        on_top = loss(model, 1.0) - left
-        assert loss(model, 0.0) == pytest.approx(left, rel=1e-5)
-        assert on_top > 1e-4 and loss(model, 30.0) - left == pytest.approx(30 * on_top, rel=1e-2)
-        # and it is nothing for the base itself
-        assert loss(base, 30.0) == pytest.approx(loss(base, 0.0), abs=1e-5)
+    model, _ = trained("flat", s, world, base)
+    expected = (1 - weight_decay * s.lr) * base.head.weight
+    assert torch.allclose(model.head.weight, expected, rtol=1e-6, atol=0)
+    assert torch.equal(model.ln_f.weight, base.ln_f.weight)
 
 
-def test_weight_distance_by_hand():
-    """Half of 2 * 1^2 + 1 * 3^2 is 5.5; its gradient is the importance times how far w has gone."""
-    w, w0 = (torch.tensor(values, requires_grad=True) for values in ([1.0, 5.0], [0.0, 2.0]))
-    f = torch.tensor([2.0, 1.0])
-    assert train.weight_distance([w], [w0]).item() == 5.0
-    distance = train.weight_distance([w], [w0], [f])
-    distance.backward()
-    assert distance.item() == 5.5 and w.grad.tolist() == [2.0, 3.0] and w0.grad is None
-    with pytest.raises(ValueError):
-        train.weight_distance([w], [])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_method_of_your_own_gets_a_frozen_plain_base_and_what_it_prepared(monkeypatch, rank):
+    calls = []
 
+    def prepare(base, world, s, seed):
+        calls.append("prepared")
+        return "prepared"
 
-class Bias(torch.nn.Module):
-    """The simplest language model: the same logits after every token."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.tensor(logits))
-
-    def forward(self, tokens):
-        return self.logits.expand(*tokens.shape, -1)  # (B, T, V)
-
-
-def test_the_fisher_by_hand():
-    """The gradient of log p(y) by the logits is onehot(y) - p.
-
-    At p = (1/2, 1/2) its square is 1/4, whatever is drawn.
-    """
-    model = Bias([0.0, 0.0]).requires_grad_(False)
-    fisher, = train.diagonal_fisher(model, torch.zeros(10, 1, dtype=torch.int64))
-    assert fisher.tolist() == pytest.approx([0.25, 0.25], rel=1e-6)
-    assert not model.logits.requires_grad and model.logits.grad is None
-
-
-def test_the_fisher_is_the_curvature_of_the_kl():
-    """p (1 - p) on the diagonal, per token however long the sequences are.
-
-    Half of it times the square of a small step is the KL of that step.
-    """
-    model = Bias([1.0, 0.0, -1.0])
-    p = model.logits.softmax(dim=0)
-    for T in (1, 4):
-        tokens = torch.zeros(4000, T, dtype=torch.int64)
-        fisher, = train.diagonal_fisher(model, tokens, torch.Generator().manual_seed(0))
-        assert torch.allclose(fisher, p * (1 - p), atol=0.01)
-    step = torch.tensor([1e-2, 0.0, 0.0])
-    with torch.no_grad():
-        stepped = model.logits + step
-        kl = losses.kl_divergence(stepped[None, None], model.logits[None, None], "forward").item()
-    distance = train.weight_distance([stepped], [model.logits], [p * (1 - p)])
-    assert distance.item() == pytest.approx(kl, rel=0.02)
-
-
-def test_domain_kl_distils_by_forward_kl():
-    """One token, p = (1/2, 1/2), the base's q = (1/4, 3/4): log 2 + KL[q || p], whatever --kl."""
-    def says(*p):
-        return lambda tokens: torch.tensor([[p]]).log()  # (1, 1, 2)
-
-    token, rows = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    batch = train.data.Batch(token, token, torch.tensor([True]), rows)
-    s = train.Settings(strength=2.0)
-    loss = train.domain_kl(says(0.5, 0.5), says(0.25, 0.75), batch, s)
-    forward = 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2)
-    assert loss.item() == pytest.approx(math.log(2) + 2 * forward)
-
-
-def test_only_what_has_no_anchor_decays_to_zero(monkeypatch):
-    """A loss that is flat leaves l2sp and ewc at the base; the matrices of the others shrink."""
-    s = settings("--steps", 1)
-    world, base = untrained(s)
-    for method, row in list(train.METHODS.items()):
-        flat = row._replace(loss=lambda model, base, batch, *rest: 0 * model(batch.tokens).sum())
-        monkeypatch.setitem(train.METHODS, method, flat)
-        model = go_on(method, s, world, base)
-        left = 1.0 if method in ("l2sp", "ewc") else 1 - 0.1 * s.lr
-        expected = left * base.head.weight
-        assert torch.allclose(model.head.weight, expected, rtol=1e-6, atol=0), method
-
-
-def test_the_base_is_one_type_of_thing_under_every_method(monkeypatch):
-    """A method of one's own may ask it for its weights, with adapters and without."""
-    seen = []
-
-    def own(model, base, batch, s):
-        seen.append(sum(weight.numel() for weight in base.parameters()))
-        assert isinstance(base, train.GPT) and not any(w.requires_grad for w in base.parameters())
+    def own(model, base, batch, s, prepared):
+        assert prepared == "prepared" and not any(w.requires_grad for w in base.parameters())
+        assert not any(isinstance(layer, LoRA) for layer in base.modules())
         return train.ce(model, base, batch, s)
 
-    monkeypatch.setitem(train.METHODS, "own", train.Method(own))
-    for rank in (0, 2):
-        s = settings("--lora-rank", rank)
-        go_on("own", s, *untrained(s))
-    assert len(set(seen)) == 1
+    monkeypatch.setitem(METHODS, "own", Method(own, prepare=prepare))
+    s = settings("--lora-rank", rank)
+    trained("own", s, *untrained(s))
+    assert calls == ["prepared"]
 
 
-def test_lora(tmp_path, monkeypatch):
-    """Adapters learn the domain by a change of their rank; a checkpoint is a plain GPT again."""
-    assert run(tmp_path, "--lora-rank", 2, "--lr", 1e-2, "--methods", "ce", "mol") == 0
-    base, *_, ce, mol = (rows(tmp_path)[i] for i in (0, 3, 6))
-    assert base["domain_loss"] > ce["domain_loss"] + 0.01
-    assert base["domain_loss"] > mol["domain_loss"] + 0.01
-    saved = {name: load_model(tmp_path / "seed0" / f"{name}.pt")[0].state_dict()
-             for name in ("base", "ce")}
-    assert torch.equal(saved["base"]["ln_f.weight"], saved["ce"]["ln_f.weight"])
-    for name in ("blocks.0.attn.qkv.weight", "token_embedding.weight"):
-        change = saved["ce"][name] - saved["base"][name]
-        assert torch.linalg.matrix_rank(change, rtol=1e-3) == 2
-
-
-def test_a_model_continued_from_another_than_the_base():
-    """`start` is what is trained, the base what it is held to."""
+def test_training_may_start_from_another_model_than_the_base():
     s = settings("--steps", 1, "--lr", 1e-9)
-    world, base = untrained(s)
-    start = train.GPT(train.config_of(s, world))
-    model = go_on("mol", s, world, base, start=start)
+    (world, base), (_, start) = untrained(s), untrained(s, seed=1)
+    model, _ = trained("mol", s, world, base, start=start)
     assert torch.allclose(model.head.weight, start.head.weight, atol=1e-6)
     assert not torch.allclose(model.head.weight, base.head.weight, atol=1e-6)
 
 
-def test_the_base_that_is_kept_is_the_best_on_held_out_text(tmp_path, capsys):
-    """Digits thrown by a die are learnt by heart, and the held-out loss turns."""
-    die = random.Random(0)
-    for name in ("general", "domain"):
-        (tmp_path / name).write_text("".join(die.choice("0123456789") for _ in range(2000)))
-    assert run(tmp_path / "out", "--general", tmp_path / "general", "--domain", tmp_path / "domain",
-               "--n-embd", 64, "--base-steps", 200, "--base-lr", 1e-2, "--base-batch-size", 16,
-               "--methods", "ce") == 0
-    told = capsys.readouterr().out
-    step, loss = re.search(r"kept from step (\d+), .*: ([\d.]+) nats", told).groups()
-    assert int(step) < 200
-    assert rows(tmp_path / "out")[0]["general_loss"] == pytest.approx(float(loss), abs=1e-3)
+# --- device and dtype ----------------------------------------------------------------------------
+
+def test_bfloat16_trains_and_metrics_are_float32(monkeypatch):
+    s = settings("--dtype", "bfloat16", "--steps", 2)
+    world, base = untrained(s)
+    found = {"trained": set(), "tested": set()}
+
+    def own(model, base, batch, s):
+        found["trained"].add(model(batch.tokens).dtype)
+        return train.mol(model, base, batch, s)
+
+    def test(model):
+        found["tested"].add(model(world.domain[None, :8]).dtype)
+        return {}
+
+    monkeypatch.setitem(METHODS, "own", Method(own, reads_general=True))
+    trained("own", s, world, base, test)
+    assert found == {"trained": {torch.bfloat16}, "tested": {torch.float32}}
 
 
-def test_dtype(monkeypatch):
-    """float32 on every CPU; bfloat16 on the CUDA cards that compute in it."""
-    assert train.choose_dtype("bfloat16", "cpu") == "bfloat16"
-    for native, expected in [(True, "bfloat16"), (False, "float32")]:
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-        assert train.choose_dtype("auto", "cuda") == expected
-        assert train.choose_dtype("auto", "cpu") == train.choose_dtype("auto", "mps") == "float32"
-
-
-def test_a_device_that_does_not_work_is_passed_over(monkeypatch, capsys):
-    """A card without kernels in this torch: auto says so and takes the next, --device refuses."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    ones = torch.ones
-
-    def no_kernels(*size, device=None):
-        if device == "cuda":
-            raise RuntimeError("CUDA error: no kernel image is available\nmore of it")
-        return ones(*size, device=device)
-
-    monkeypatch.setattr(torch, "ones", no_kernels)
-    assert train.choose_device("auto") == train.choose_device("cpu") == "cpu"
-    told = capsys.readouterr().out
-    assert "cuda" in told and "no kernel image" in told and told.count("\n") == 1
-    with pytest.raises(train.BadInput, match="--device cuda"):
-        train.choose_device("cuda")
-
-
-def test_compile_without_a_compiler_is_refused_before_anything_is_cleared(tmp_path, capsys,
-                                                                          monkeypatch):
-    def no_compiler(model):
-        def call(x):
-            raise RuntimeError("Failed to find C compiler\nand forty more lines")
-        return call
-
-    assert run(tmp_path) == 0
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    assert run(tmp_path, "--compile") == 2
-    error = capsys.readouterr().err
-    assert "--compile" in error and "C compiler" in error and error.count("\n") == 1
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-def test_bfloat16_runs(tmp_path):
-    assert run(tmp_path / "half", "--dtype", "bfloat16") == 0
-    assert run(tmp_path / "full", "--dtype", "float32") == 0
-    half, full = rows(tmp_path / "half")[-1], rows(tmp_path / "full")[-1]
-    assert half["general_loss"] != full["general_loss"]
-    assert half["general_loss"] == pytest.approx(full["general_loss"], abs=0.1)
-
-
-def program(*arguments, cwd, **environment):
-    return subprocess.run([sys.executable, ROOT / "train.py", *arguments], cwd=cwd, text=True,
-                          capture_output=True,
-                          env={**os.environ, "COLUMNS": "100", **environment})
-
-
-def test_as_a_program(tmp_path):
-    """From another folder, as a user types it: help is a page, bad input a line and code 2."""
-    shown = program("--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    for f in train.fields(train.Settings):
-        assert "--" + f.name.replace("_", "-") in shown.stdout
-    for arguments in (["--ratio", "-1"], ["--foo"]):
-        refused = program(*arguments, cwd=tmp_path)
-        assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and not refused.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_notebooks_backend_for_figures_is_not_needed(tmp_path):
-    shown = program("--help", cwd=tmp_path, MPLBACKEND="module://matplotlib_inline.backend_inline")
-    assert shown.returncode == 0 and not shown.stderr
-
-
-def test_a_notebooks_screen_will_do(monkeypatch):
-    """It has no `reconfigure`, which only a real console needs."""
-    import io
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    train.tolerant_console()
+@pytest.mark.parametrize("device, native, dtype", [
+    ("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("mps", True, "float32"),
+    (None, False, "float32")])
+def test_auto_is_the_accelerator_and_the_dtype_that_it_computes_in(monkeypatch, device, native,
+                                                                   dtype):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator",
+                        lambda check_available: device and torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    s = train.parse([])
+    assert (s.device, s.dtype) == (device or "cpu", dtype)
+    s = train.parse(["--device", "cpu", "--dtype", "bfloat16"])
+    assert (s.device, s.dtype) == ("cpu", "bfloat16")
