@@ -12,7 +12,6 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -27,9 +26,8 @@ from model import GPT, GPTConfig
 @torch.no_grad()
 def evaluate(model, base, world):
     """Test a model -> losses and KL[p_theta || p_0] in nats per token, and scores per skill."""
-    block_size = base.config.block_size
-    general = heldout_windows(world.heldout_general, block_size)  # (B, T + 1)
-    domain = heldout_windows(world.heldout_domain, block_size)
+    general = heldout_windows(world.heldout_general, base.config.block_size)  # (B, T + 1)
+    domain = heldout_windows(world.heldout_domain, base.config.block_size)
     logits = model(general[:, :-1])  # (B, T, V)
     scores = {skill: score_probes(model, world.tokenizer, probes)
               for skill, probes in world.probes.items()}
@@ -92,26 +90,28 @@ def printable(text):
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-# --- the command line ----------------------------------------------------------------------------
-
 def main():
     parser = argparse.ArgumentParser(description="Let every model of a run answer prompts.")
     parser.add_argument("prompts", nargs="*", help="default: those that the run showed")
-    parser.add_argument("--out", default="out", help="the folder of the run (default: out)")
-    options = parser.parse_args()
-    settings = json.loads((Path(options.out) / "settings.json").read_text()) | {"device": "cpu"}
-    seed, *_ = settings["seeds"]
-    world = make_world(SimpleNamespace(**settings), seed)
-    models = {name: load_model(Path(options.out) / f"seed{seed}" / f"{name}.pt")
+    parser.add_argument("--out", type=Path, default="out", help="the folder of the run")
+    prompts, out = vars(parser.parse_args()).values()
+    settings = json.loads((out / "settings.json").read_text()) | {"device": "cpu"}
+    row = json.loads((out / "metrics.jsonl").read_text().partition("\n")[0])  # of the base
+    world = make_world(argparse.Namespace(**settings), row["seed"])
+    models = {name: load_model(out / f"seed{row['seed']}" / f"{name}.pt")
               for name in ("base", *settings["methods"])}
-    show_answers(models, world, options.prompts or world.prompts)
+    base = models["base"]
+    if (base.config.vocab_size != world.tokenizer.n_vocab
+            or abs(evaluate(base, base, world)["general_loss"] - row["general_loss"]) > 0.01):
+        raise BadInput(f"--out {out}: the text or the code has changed since this run")
+    show_answers(models, world, prompts or world.prompts)
 
 
 # --- files and errors ----------------------------------------------------------------------------
 
 def save_model(path, model):
-    content = io.BytesIO()
-    torch.save({"config": asdict(model.config), "model": model.state_dict()}, content)
+    saved = {"config": asdict(model.config), "model": model.state_dict()}
+    torch.save(saved, content := io.BytesIO())
     write_file(path, content.getvalue())
 
 
@@ -142,6 +142,8 @@ def run_program(main):
     """Run main() and exit: 0, 2 with one message for what the user can fix, 130 after Ctrl-C."""
     message, code = "", 0
     try:
+        with suppress(AttributeError):  # the output of a notebook has no encoding
+            sys.stdout.reconfigure(errors="replace")
         main()
         print(end="", flush=True)
     except (BadInput, OSError) as error:

@@ -33,11 +33,6 @@ from model import GPT, GPTConfig, add_lora, merge_lora
 from plots import forgetting
 from plots.tables import metrics_table
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-
 
 # --- methods -------------------------------------------------------------------------------------
 # A method turns (model, base, batch, settings) into the loss, its CE part and its KL part: three
@@ -176,10 +171,12 @@ def pretrain(settings, seed, world):
 def get_base(settings, seed, world):
     """The frozen base of a seed, pretrained now or earlier. Its file is named by a digest of
     everything that it depends on, source code included."""
-    code = (inspect.getmodule(GPT), data, losses.cross_entropy, losses.per_sequence,
-            losses.mean_cross_entropy, ce, train, adamw, learning_rate, pretrain)
-    parts = ([getattr(settings, name) for name in BASE_SETTINGS], seed, settings.device,
-             torch.get_num_threads(), torch.__version__, list(map(inspect.getsource, code)))
+    code = (inspect.getmodule(GPT), data, losses.log_probs, losses.without_padding,
+            losses.cross_entropy, losses.per_sequence, losses.mean_cross_entropy, heldout_windows,
+            ce, train, adamw, learning_rate, pretrain)
+    parts = ([getattr(settings, name) for name in (*BASE_SETTINGS, "device", "compile")], seed,
+             METHODS["ce"].weight_decay, torch.get_num_threads(), torch.__version__,
+             [inspect.getsource(part) for part in code])
     key = hashlib.sha256(repr(parts).encode())
     for tokens in (world.pretraining, world.heldout_general):
         key.update(tokens.cpu().numpy().tobytes())
@@ -234,13 +231,17 @@ def run_folder(settings):
         tempfile.TemporaryFile(dir=folder).close()
     with open(out / ".lock", "w") as lock:
         try:
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows has no such lock
         except BlockingIOError:
             raise BadInput(f"--out {out}: another run is writing there") from None
         write_file(out / "settings.json", json.dumps(asdict(settings), indent=1).encode())
-        for path in (out / "metrics.jsonl", out / "forgetting.png", *out.glob("seed*/*.pt")):
-            path.unlink(missing_ok=True)
+        checkpoints = [f"seed*/{name}.pt" for name in ("base", *METHODS)]
+        for pattern in ("metrics.jsonl", "forgetting.png", *checkpoints):
+            for path in out.glob(pattern):
+                path.unlink()
         yield
 
 
@@ -277,8 +278,7 @@ class Settings:
     strength: float = setting(1.0, "weight of the KL", 0)
     lora_rank: int = setting(0, "rank of low-rank adapters; 0 trains all weights", 0)
     general_errors: float = setting(0.7, "share of wrong answers in the toy general text", 0, 1)
-    error_kind: str = setting("bias", "bias repeats mistakes, noise does not",
-                              choices=("bias", "noise"))
+    error_kind: str = setting("bias", "see data.draw_text", choices=("bias", "noise"))
     general_documents: int = setting(2000, "documents of the toy general text", 1)
     eval_every: int = setting(25, "steps between two evaluations", 1)
     # the base
@@ -295,8 +295,7 @@ class Settings:
     domain: tuple = setting((), "UTF-8 files or folders, in place of the toy domain text")
     # the machine
     device: str = setting("auto", "auto: a GPU if any", choices=("auto", "cuda", "mps", "cpu"))
-    dtype: str = setting("auto", "auto: bfloat16 on CUDA devices that have it, else float32",
-                         choices=("auto", "float32", "bfloat16"))
+    dtype: str = setting("auto", "of training", choices=("auto", "float32", "bfloat16"))
     compile: bool = setting(False, "use torch.compile")
 
     def checked(self):
@@ -304,9 +303,11 @@ class Settings:
         found = torch.accelerator.current_accelerator(check_available=True)
         devices = [*([found.type] if found else []), "cpu"]
         device = devices[0] if self.device == "auto" else self.device
+        texts = [Path(path).resolve() for path in (*self.general, *self.domain)]
         for wrong, message in [
                 (device not in devices, f"--device {device}: this machine has {devices}"),
                 (bool(self.general) != bool(self.domain), "--general and --domain go together"),
+                (Path(self.out).resolve() in texts, f"--out {self.out}: it is a folder of texts"),
                 (any(len(set(values)) < len(values) for values in (self.methods, self.seeds)),
                  "--methods and --seed: give each value once"),
                 (0 < self.ratio * self.batch_size <= 0.5,
@@ -328,10 +329,10 @@ def parse(arguments=None, defaults=Settings(), omit=(), description=__doc__.part
         if f.name not in omit:
             flag = "--seed" if f.name == "seeds" else "--" + f.name.replace("_", "-")
             parser.add_argument(flag, dest=f.name, default=getattr(defaults, f.name), **f.metadata)
-    given = {name: tuple(value) if isinstance(value, list) else value
-             for name, value in vars(parser.parse_args(arguments)).items()}
+    given = vars(parser.parse_args(arguments))
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     try:
-        return replace(defaults, **given).checked()
+        return replace(defaults, **given | lists).checked()
     except BadInput as error:
         parser.error(str(error))
 

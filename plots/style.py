@@ -1,13 +1,16 @@
 """The look of all figures: colours, curves, dots, labels, and saving. Importing it sets a style."""
 
 import io
+import os
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
-from matplotlib.figure import Figure
+os.environ["MPLBACKEND"] = "agg"  # a notebook's backend may be missing here
 
-from eval import write_file
+import matplotlib  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from eval import write_file  # noqa: E402
 
 # One colour, one meaning, from palettes for colour-blind readers (Okabe and Ito, Tol).
 COLOURS = {"base": "#000000", "ce": "#D55E00", "replay": "#0072B2",

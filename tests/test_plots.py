@@ -1,88 +1,717 @@
+"""The experiments of plots/: their runs, figures and tables, other methods and other domains."""
+
+import functools
+import importlib
+import io
 import json
+import math
+import os
+import random
+import re
+import resource
+import runpy
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from matplotlib.figure import Figure
 
-from plots import forgetting, style, tradeoff
+import data
+import losses
+import train
+from model import GPT, GPTConfig
+from plots import amount, domains, forgetting, modes, ratio, rivals, runs, source, style
+from plots.runs import Run
+from plots.tables import metrics_table
 
-PLOTS = Path(__file__).parent.parent / "plots"
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = {name: importlib.import_module(f"plots.{name}") for name in (
+    "amount", "budget", "direction", "domains", "headline", "modes", "quality", "ratio", "real",
+    "rivals", "scale", "source")}
+TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
+        "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
+OTHERS = ["domain_kl", "l2sp", "ewc"]  # methods of rivals.py
+KINDS_OF_FILE = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
 
 
-def made_up(marked, seeds=(0, 1)):
-    """A base at 100% and 1 nat; ce ends at 0% and 3 nats, mol at 90% and 1.1; two seeds differ."""
+@pytest.fixture(scope="module", autouse=True)
+def quick_worlds():
+    """A world takes a second to make, and is only read: make each once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "toy_world", functools.cache(data.toy_world))
+        yield
+
+
+def program(main, *arguments, **options):
+    """Run a program -> exit code, output, errors."""
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        main(*arguments, **options)
+    return ended.value.code, output.getvalue(), errors.getvalue()
+
+
+def record_figures(patch):
+    """A list to which every figure is added when it is saved."""
+    figures, savefig = [], Figure.savefig
+    patch.setattr(Figure, "savefig", lambda figure, *arguments, **options: (
+        figures.append(figure), savefig(figure, *arguments, **options)))
+    return figures
+
+
+# --- the committed runs --------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """name -> the finished program of this experiment, which may make no runs; figures, folder."""
+    @functools.cache
+    def run(name):
+        out = tmp_path_factory.mktemp(name)
+        shutil.copy(ROOT / "plots" / "runs.jsonl", out)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runs, "make_in_processes", lambda jobs, path: pytest.fail("no such runs"))
+            patch.setattr(sys, "argv", [name, "--out", str(out)])
+            figures = record_figures(patch)
+            return *program(runpy.run_module, f"plots.{name}", run_name="__main__"), figures, out
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_draws_its_figure_from_the_committed_runs(name, committed):
+    code, output, errors, (figure,), out = committed(name)
+    assert code == 0 and not errors and ", 0 to make" in output and "\n| " in output
+    for picture in (out / f"{name}.png", ROOT / "plots" / f"{name}.png"):
+        assert picture.read_bytes().startswith(KINDS_OF_FILE["png"])
+    assert figure.get_size_inches()[0] <= 10
+    assert figure.get_suptitle() and figure._suptitle.get_ha() == "left"
+    for axes in figure.axes:
+        assert not axes.get_title(loc="center") and not axes.get_title(loc="right")
+
+
+def rows_of_tables(text):
+    """The rows of all Markdown tables -> [{column: cell}, ...]"""
+    rows = []
+    for table in re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE):
+        columns, _, *lines = [[cell.strip() for cell in line[1:-1].split("|")]
+                              for line in table.splitlines()]
+        rows += [dict(zip(columns, line, strict=True)) for line in lines]
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_tables_of_the_readmes_are_those_of_the_committed_runs(committed):
+    """Of each table whose columns an experiment prints. The short one of headline is there."""
+    front, answers = (rows_of_tables((ROOT / file).read_text())
+                      for file in ("README.md", "plots/README.md"))
+    printed = {name: rows_of_tables(committed(name)[1]) for name in EXPERIMENTS}
+    for row in front + answers:
+        alike = [other for rows in printed.values() for other in rows if row.keys() <= other.keys()]
+        assert not alike or any(row.items() <= other.items() for other in alike), row
+    short = printed["headline"][-4:]
+    assert [row["method"] for row in short] == EXPERIMENTS["headline"].SHOWN
+    assert all(row in front for row in short)
+
+
+def test_committed_runs_of_one_seed_and_size_have_the_same_base():
+    bases = {}
+    for line in runs.read_runs(ROOT / "plots" / "runs.jsonl").values():
+        key = line["seed"], runs.base_settings(line["settings"])
+        assert bases.setdefault(key, line["base"]) == line["base"]
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "real"])
+def test_a_run_that_is_made_again_has_the_metrics_of_the_committed_one(name):
+    experiment = EXPERIMENTS[name]
+    *_, run = experiment.RUNS.values()
+    committed = runs.read_runs(ROOT / "plots" / "runs.jsonl")[
+        runs.identity_of(run, runs.DEFAULTS, 0)]
+    settings = train.parse(TINY, runs.DEFAULTS)
+    small = {key: value for key, value in run.settings.items()
+             if key not in ("steps", "batch_size", "n_layer", "n_embd", "base_steps")}
+    made = runs.make_run(run, replace(settings, **small), 0)
+    assert made.keys() == committed.keys() and made["method"] == committed["method"]
+    assert made["settings"].keys() == committed["settings"].keys()
+    for row in (0, -1):
+        assert made["rows"][row].keys() >= committed["rows"][row].keys()
+        assert made["rows"][row]["accuracy"].keys() == committed["rows"][row]["accuracy"].keys()
+
+
+# --- runs.jsonl ----------------------------------------------------------------------------------
+
+def line(run=Run("mol"), seed=0, **more):
+    """A line of runs.jsonl."""
+    settings = replace(runs.DEFAULTS, **run.settings)
+    return {"method": run.method, "seed": seed, "work": run.work_name, "how": run.how,
+            "settings": runs.of_run(settings), "base": "b", "rows": [{"step": 0}], **more}
+
+
+def test_a_line_that_was_cut_short_is_ignored_and_the_next_one_is_whole(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    assert runs.read_runs(path) == {}
+    for seed in range(3):
+        runs.append_run(path, line(seed=seed))
+    whole = path.read_bytes()
+    for damaged, seeds in [(whole[:-1], [0, 1, 2]), (whole[:-20], [0, 1]), (whole[:9], []),
+                           (b"\0" * 9 + b"\n" + whole, [0, 1, 2])]:
+        path.write_bytes(damaged)
+        assert [found["seed"] for found in runs.read_runs(path).values()] == seeds
+        runs.append_run(path, line(seed=7))
+        assert path.read_bytes().startswith(damaged)  # nothing is written again
+        assert [found["seed"] for found in runs.read_runs(path).values()] == [*seeds, 7]
+
+
+def test_two_programs_may_append_at_once(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: runs.append_run(path, line(seed=seed, rows=["x" * 100_000])),
+                      range(100)))
+    assert [found["rows"] for found in runs.read_runs(path).values()] == [["x" * 100_000]] * 100
+
+
+def test_a_run_is_found_by_what_it_depends_on(tmp_path):
+    settings = runs.DEFAULTS
+    different = [Run("mol"), Run("replay"), Run("mol", {"ratio": 0.5}), Run("mol", {}, domains.chain),
+                 Run("mol", {}, domains.chain, {"latest": True})]
+    for seed in (0, 1):
+        for run in different:
+            runs.append_run(tmp_path / "runs.jsonl", line(run, seed))
+    lines = runs.read_runs(tmp_path / "runs.jsonl")
+    assert len(lines) == 10
+    elsewhere = replace(settings, out="x", seeds=(5,), methods=("ce",), device="cuda", compile=True)
+    for run in [*different, Run("mol", {"ratio": settings.ratio})]:  # a default may be named
+        found = lines[runs.identity_of(run, elsewhere, 1)]
+        assert (found["method"], found["how"], found["seed"]) == (run.method, run.how, 1)
+    assert runs.identity_of(Run("mol"), replace(settings, lr=1.0), 0) not in lines
+
+
+# --- making what is missing ----------------------------------------------------------------------
+
+class InThisProcess(Executor):
+    """In place of the processes: work is done at once, here."""
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, work, *arguments):
+        future = Future()
+        try:
+            future.set_result(work(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+RUNS = {"replay, wrong": Run("replay", {"general_errors": 1.0}), "mol": Run("mol")}
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """(settings) -> the finished program of an experiment of two tiny runs in tmp_path."""
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", InThisProcess)
+
+    def run(*more, made=RUNS, draw=lambda results, picture: None):
+        arguments = ["--out", str(tmp_path), "--seed", "0", *TINY, *map(str, more)]
+        return program(runs.main, "tiny", made, draw, "A test.", arguments=arguments)
+    return run
+
+
+def refused(ended):
+    """The one message of a program that has ended with code 2."""
+    code, _, errors = ended
+    *usage, message = errors.splitlines()
+    assert code == 2 and "error: " in message and (not usage or usage[0].startswith("usage: "))
+    return message
+
+
+def test_only_missing_runs_are_made(experiment, tmp_path):
+    path, drawn = tmp_path / "runs.jsonl", []
+
+    def draw(results, picture):
+        drawn.append({label: results(run) for label, run in RUNS.items()})
+
+    code, output, _ = experiment("--seed", 0, 1, draw=draw)
+    assert code == 0 and "4 runs, 4 to make" in output and "| replay, wrong |" in output
+    lines = list(runs.read_runs(path).values())
+    assert len(lines) == 4
+    for line in lines:
+        assert [row["step"] for row in line["rows"]] == [0, 4]
+    for label, run in RUNS.items():
+        of_run = {line["seed"]: line["rows"] for line in lines if line["method"] == run.method}
+        assert drawn[0][label] == [of_run[0], of_run[1]]
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert "4 runs, 1 to make" in experiment("--seed", 0, 1)[1]  # the run that was cut short
+    for more, missing in (["--kl", "forward"], 2), (["--kl", "forward"], 0), ([], 0):
+        assert f"2 runs, {missing} to make" in experiment(*more)[1]
+    assert path.read_bytes().startswith(whole[:-20])  # nothing is written again
+
+
+def test_a_run_of_an_experiment_is_the_run_of_train(experiment, tmp_path):
+    experiment(made={"mol": Run("mol")})
+    line, = runs.read_runs(tmp_path / "runs.jsonl").values()
+    with redirect_stdout(io.StringIO()):
+        train.main(["--out", str(tmp_path), *TINY, "--methods", "mol", "--eval-every", "50",
+                    "--dtype", "float32"])
+    rows = forgetting.read_metrics(tmp_path / "metrics.jsonl")
+    assert [row for row in rows if row["method"] == "mol"] == line["rows"]
+
+
+def test_runs_from_another_base_are_refused(experiment, tmp_path):
+    experiment(made={"mol": Run("mol")})
+    path = tmp_path / "runs.jsonl"
+    path.write_text(path.read_text().replace('"base": "', '"base": "of another machine '))
+    before = path.read_bytes()
+    assert "another base" in refused(experiment()) and path.read_bytes() == before
+    assert experiment("--seed", 1)[0] == 0  # another seed has a base of its own
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "6"], ["--steps", "6", "--out", "plots"],
+                                       ["--seed", "0"]])
+def test_other_settings_need_a_folder_of_your_own(arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    before = (ROOT / "plots" / "ratio.png").stat().st_mtime_ns
+    ended = program(runs.main, "ratio", ratio.RUNS, ratio.draw, "A test.", arguments=arguments)
+    assert "--out" in refused(ended)
+    assert (ROOT / "plots" / "ratio.png").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("arguments, told", [
+    (["--methods", "mol"], "--methods"), (["--general", "README.md"], "--general"),
+    (["--general-errors", "0.3"], "--general-errors"),  # the experiment varies it
+    (["--steps", "1", "--lr", "1e30"], "at step 1")])  # a loss that is not a number
+def test_an_experiment_that_fails_keeps_nothing(arguments, told, experiment, tmp_path):
+    assert told in refused(experiment(*arguments)) and not list(tmp_path.rglob("*.*"))
+
+
+def test_a_percent_sign_in_the_folder_of_an_experiment_is_shown_in_its_help():
+    code, output, _ = program(runs.main, "tiny", RUNS, None, "A test of 100%.", arguments=["--help"],
+                              defaults=replace(runs.DEFAULTS, out="100%/x %s"))
+    assert code == 0 and "100%/x %s" in output and "A test of 100%." in output
+    assert "--steps" in output and "--general-errors" not in output
+
+
+# The bases lie in a folder of the test. The processes run this script too.
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import train
+train.BASES = Path(sys.argv[2])
+from plots import modes, runs
+if __name__ == "__main__":
+    runs.main("modes", modes.RUNS, modes.draw, "", arguments=sys.argv[3:])
+"""
+
+
+def is_running(pid):
+    state = subprocess.run(["ps", "-p", str(pid), "-o", "stat="], capture_output=True, text=True)
+    return state.stdout.strip()[:1] not in ("", "Z")
+
+
+def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
+    script, path = tmp_path / "experiment.py", tmp_path / "runs.jsonl"
+    script.write_text(SCRIPT)
+    command = [sys.executable, script, ROOT, tmp_path / "bases", "--out", tmp_path, "--seed", "0",
+               *TINY]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not path.exists() or not path.read_bytes():
+        assert killed.poll() is None
+        time.sleep(0.02)
+    children = subprocess.run(["ps", "--ppid", str(killed.pid), "-o", "pid="], text=True,
+                              capture_output=True).stdout.split()
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    finished = runs.read_runs(path)
+    assert children and 0 < len(finished) < len(modes.RUNS) and not (tmp_path / "modes.png").exists()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline, "the processes of a killed experiment go on"
+        time.sleep(0.05)
+
+    again = subprocess.run(command, capture_output=True, text=True)
+    missing = len(modes.RUNS) - len(finished)
+    assert again.returncode == 0 and not again.stderr and f"5 runs, {missing} to make" in again.stdout
+    lines = runs.read_runs(path)
+    assert len(lines) == 5 and all(lines[key] == line for key, line in finished.items())
+    assert (tmp_path / "modes.png").read_bytes().startswith(KINDS_OF_FILE["png"])
+
+
+# --- figures and tables --------------------------------------------------------------------------
+
+def metrics(toy=True, seeds=(0, 1)):
+    """Rows of metrics: ce forgets all, mol a tenth. The bases of the seeds differ in their loss."""
     rows = []
     for seed in seeds:
-        for method, share, loss in [("base", 1.0, 1.0), ("ce", 0.0, 3.0), ("mol", 0.9, 1.1)]:
+        for method, share, loss in [("base", 1.0, 0), ("ce", 0.0, 2.01), ("mol", 0.9, 0.11)]:
             for step in (0,) if method == "base" else (0, 10, 20):
                 t = step / 20
                 accuracy = dict.fromkeys(("no_think", "think", "facts"), 1 + t * (share - 1))
-                rows.append({
-                    "method": method, "seed": seed, "step": step, "domain_loss": 5 - 4 * t,
-                    "general_loss": 1 + t * (loss - 1) + 0.02 * seed * t, "kl_to_base": t,
-                    "accuracy": accuracy | {"domain": t} if marked else {},
-                    "probability": accuracy | {"domain": t} if marked else {}})
+                skills = accuracy | {"domain": t} if toy else {}
+                parts = {"ce": 5 - t, "kl": 0.1 * (method == "mol")} if step else {}
+                rows.append({"method": method, "seed": seed, "step": step, "domain_loss": 5 - 4 * t,
+                             "general_loss": 1 + seed + t * loss, "kl_to_base": t, **parts,
+                             "accuracy": skills, "probability": skills})
     return rows
 
 
 @pytest.fixture
-def metrics(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in made_up(marked=True)))
-    return path
+def draw(tmp_path, monkeypatch):
+    """(text of metrics.jsonl, picture) -> the finished program forgetting.py."""
+    def run(text, *picture):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        monkeypatch.setattr(sys, "argv", ["", *map(str, [tmp_path / "metrics.jsonl", *picture])])
+        return program(lambda: forgetting.run_program(forgetting.main))
+    return run
 
 
-def test_the_title_tells_what_the_metrics_say():
-    for marked, told in [
-            (True, "General skills, exact answers (half wrong): base 100%; ce 0%; mol 90%"),
-            (False, "General loss, nats above the base: ce +2.01, mol +0.11")]:
-        methods = style.by_step(made_up(marked))
-        base = methods.pop("base")[0]
-        assert style.message(methods, base, marked, " (half wrong)") == told
+@pytest.mark.parametrize("toy, title", [
+    (True, "General skills kept: ce 0%, mol 90%"),
+    (False, "General loss, compared with the base: ce +2.01, mol +0.11")])
+def test_the_figure_of_a_run_and_its_title(toy, title, draw, tmp_path, monkeypatch):
+    figures = record_figures(monkeypatch)
+    lines = "\n\n".join(map(json.dumps, metrics(toy))) + "\n \n"  # blank lines are skipped
+    assert draw(lines) == (0, f"{tmp_path / 'forgetting.png'}\n", "")
+    assert (tmp_path / "forgetting.png").stat().st_size > 10_000
+    assert figures[0].get_suptitle() == title and figures[0].get_size_inches()[0] <= 10
 
 
-@pytest.mark.parametrize("figure", [forgetting, tradeoff])
-@pytest.mark.parametrize("marked", [True, False])
-def test_each_figure_from_metrics_alone(tmp_path, figure, marked):
-    picture = tmp_path / "picture.png"
-    figure.draw(made_up(marked), picture)
-    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+@pytest.mark.parametrize("kind", KINDS_OF_FILE)
+def test_the_name_of_a_picture_decides_its_format(kind, draw, tmp_path):
+    assert draw("\n".join(map(json.dumps, metrics(seeds=[0]))), tmp_path / f"new.{kind}")[0] == 0
+    assert (tmp_path / f"new.{kind}").read_bytes().startswith(KINDS_OF_FILE[kind])
 
 
-def test_a_curve_shows_the_mean_and_the_spread_over_seeds():
+@pytest.mark.parametrize("text, picture", [
+    ('{"method": "ba', "a.png"), (json.dumps(metrics()[0]), "a.png"), ("", "a.png"),
+    ("[1]\n", "a.png"), ("\n".join(map(json.dumps, metrics())), "a.xyz")],
+    ids=["cut short", "the base alone", "empty", "other JSON", "an unknown format"])
+def test_what_cannot_be_drawn_is_one_message_and_no_file(text, picture, draw, tmp_path):
+    refused(draw(text, tmp_path / picture))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(draw, tmp_path):
+    text = "\n".join(map(json.dumps, metrics(seeds=[0])))
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    Path(tmp_path / "metrics.jsonl").write_text(text)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, no_limit[1]))
+    try:
+        ended = draw(text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+    assert "cannot be written" in refused(ended)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_curve_shows_the_mean_and_the_range_over_seeds():
     _, ((axes,),) = style.panels(1, 1, 3, 3)
-    style.curve(axes, {0: [1, 1, 1], 10: [2, 3, 7]}, "black", 2)
+    assert style.curve(axes, {0: [1, 1, 1], 10: [2, 3, 7]}, "black") == 4
     assert axes.lines[0].get_xydata().tolist() == [[0, 1], [10, 4]]
     band = axes.collections[0].get_paths()[0].vertices
     assert sorted({tuple(corner) for corner in band.tolist()}) == [(0, 1), (10, 2), (10, 7)]
 
 
-def test_as_a_program(tmp_path, metrics):
-    def program(*arguments):
-        return subprocess.run([sys.executable, PLOTS / "forgetting.py", *arguments], cwd=tmp_path,
-                              capture_output=True, text=True)
-
-    assert program(metrics).returncode == 0 and (tmp_path / "forgetting.png").exists()
-    metrics.write_text('{"method": "ba')
-    for refused in (program(metrics), program(), program("--foo"), program("nowhere.jsonl")):
-        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-
-
-def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, metrics):
-    limited = f"ulimit -f 8; exec {sys.executable} {PLOTS / 'forgetting.py'} {metrics}"
-    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+@pytest.mark.parametrize("scale, low, high, ends, highest_first", [
+    ("linear", 0, 1, {"a": 0.5, "b": 0.51, "c": 0.1}, "bac"),
+    ("linear", 1, 0, {"a": 0.5, "b": 0.51, "c": 0.9}, "abc"),  # upside down
+    ("log", 1e-4, 1, {"a": 0.01, "b": 0.011, "c": 10 ** -3.6}, "bac"),
+    ("linear", 0, 1, {"a": 1.0, "b": 1.0, "c": 0.1}, "abc")])
+def test_labels_are_beside_their_curves_and_do_not_touch(scale, low, high, ends, highest_first):
+    _, ((axes,),) = style.panels(1, 1, 3, 3)
+    axes.set(yscale=scale, ylim=(low, high))
+    style.label_ends(axes, {name: ("black", y) for name, y in ends.items()}, apart=0.15)
+    height = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert "".join(sorted(height, key=height.get, reverse=True)) == highest_first
+    first, second, third = (height[name] for name in highest_first)
+    assert third == pytest.approx(0.1) and first - second == pytest.approx(0.15)
+    assert first == pytest.approx(1.0 if ends["a"] == 1.0 else 0.5, abs=0.02)
 
 
-def test_labels_stand_beside_their_curves_and_never_touch():
-    for low, high in [(0, 1), (1, 0)]:  # an axis may be upside down
-        _, ((axes,),) = style.panels(1, 1, 3, 3)
-        axes.set_ylim(low, high)
-        ends = {"a": ("black", 0.5), "b": ("black", 0.51), "c": ("black", 0.1)}
-        style.label_ends(axes, ends, apart=0.1)
-        placed = {text.get_text(): text.get_position()[1] for text in axes.texts}
-        assert placed["c"] == pytest.approx(0.1 if low == 0 else 0.9)
-        assert abs(placed["a"] - placed["b"]) == pytest.approx(0.1)
-        assert (placed["b"] > placed["a"]) == (low == 0)
+def test_a_table_has_the_mean_and_the_range_of_the_last_rows():
+    rows = metrics()
+    rows[-1]["kl_to_base"] = -1e-9  # a KL that is 0 except for rounding
+    heading, rule, *lines = metrics_table(rows[-3:]).splitlines()
+    assert [cell.strip() for cell in heading.split("|")][1:-1] == [
+        "method", "general loss", "domain loss", "KL to base", "no-think sums", "think sums",
+        "facts", "domain", "p(right)"]
+    assert [cell.strip() for cell in lines[0].split("|")][1:-1] == [
+        "mol", "2.110", "1.000", "0.000", *["0.90"] * 3, "1.00", "0.90"]
+    assert "| 1.610 (1.110-2.110) |" in metrics_table(rows) and len(lines) == 1
+    assert len({len(line) for line in (heading, rule, *lines)}) == 1
+    assert "p(right)" not in metrics_table(metrics(toy=False))
+
+
+def test_what_the_modules_import():
+    """data, model and losses none of the others, so each can be copied. eval draws nothing."""
+    code = ("import sys\n"
+            "for name in ('data', 'model', 'losses'):\n"
+            "    __import__(name)\n"
+            "    ours = {'data', 'model', 'losses', 'eval', 'train', 'plots'} & set(sys.modules)\n"
+            "    assert ours == {name}, ours\n"
+            "    del sys.modules[name]\n"
+            "import eval\n"
+            "assert 'matplotlib' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- what single experiments measure -------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def world():
+    """Tiny settings, their world, and a frozen model that has read nothing."""
+    settings = train.parse([*TINY, "--general-documents", "300"])
+    world = data.make_world(settings, 0)
+    return settings, world, untrained(settings, world).requires_grad_(False)
+
+
+def untrained(s, world, seed=0):
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd))
+
+
+def test_a_budget_of_the_same_text_in_all():
+    for share in ratio.RATIOS.values():
+        settings = ratio.same_total(share)
+        general = round(settings["batch_size"] * settings["ratio"])
+        assert settings["batch_size"] + general == ratio.TOTAL
+        assert settings["ratio"] == pytest.approx(share, rel=0.25)
+
+
+def test_the_sources_of_general_text(world):
+    settings, world, base = world
+    text = {name: world.tokenizer.decode(make(settings, 0, world, base).tolist())
+            for name, make in source.SOURCES.items() if make}
+    assert "capital of" in text["no think sums"] and "think" not in text["no think sums"]
+    assert "think" in text["no facts"]
+    assert not re.search(r"capital|ruled|road to \w+ ends", text["no facts"])
+    assert not re.search(r"[^a-z \n]", text["random letters"])
+    assert text["pretraining"] in world.tokenizer.decode(world.pretraining.tolist())
+
+
+def test_own_samples_are_rows_of_the_base_that_start_on_a_new_line(world):
+    settings, world, base = world
+    samples = source.own_samples(settings, 0, world, base)
+    assert len(samples) == len(world.general)
+    starts = samples[::settings.block_size]
+    assert (starts == world.tokenizer.encode_single_token("\n")).all()
+    assert torch.equal(samples, source.own_samples(settings, 0, world, base))
+    assert not torch.equal(samples, source.own_samples(settings, 1, world, base))
+
+
+def test_where_an_answer_goes_wrong(world):
+    """A model that is right at every token but the last but one: all answers go wrong there."""
+    _, world, _ = world
+    end = world.tokenizer.encode_single_token("\n")
+
+    class Oracle(torch.nn.Module):
+        def forward(self, tokens):
+            V = world.tokenizer.n_vocab
+            logits = torch.nn.functional.one_hot(tokens.roll(-1, 1), V).float()  # (B, T, V)
+            logits[:, -2] = 0
+            logits[:, -1, end] = 2  # the end of every answer, which it cannot see
+            return logits
+
+    for mode, found in modes.by_position(Oracle(), world).items():
+        n = len(found["tokens"])
+        assert "".join(found["tokens"]) == world.probes[mode][0][1]
+        assert found["right"] == [1.0] * (n - 2) + [0.0, 1.0]
+        assert found["first_wrong"] == [0.0] * (n - 2) + [1.0, 0.0]
+
+
+def test_seen_and_unseen_text(world):
+    settings, world, base = world
+    found = amount.test_on_text("seen", base, base, world.general, settings.block_size)
+    assert found == {"seen_loss": pytest.approx(math.log(512), abs=0.3), "seen_kl": 0}
+    other = untrained(settings, world, seed=1)
+    assert amount.test_on_text("a", other, base, world.general, settings.block_size)["a_kl"] > 1e-3
+
+
+def test_forgetting_and_backward_transfer_by_hand():
+    """alarms 1 -> 0.4, drugs 0.8 -> 1 -> 0.9 at the end, ships stay.
+
+    (0.6 + 0.1 + 0) / 3 is forgotten, (-0.6 + 0.1 + 0) / 3 is transferred.
+    """
+    shares = {"alarms": [0, 1, 1, 0.5, 0.4], "drugs": [0, 0, 0.8, 1, 0.9],
+              "ships": [0, 0, 0, 1, 1], "larger": [0, 0, 0, 0, 1]}
+    rows = [{"step": stage, "accuracy": {name: column[stage] for name, column in shares.items()}}
+            for stage in range(5)]
+    assert domains.forgetting(rows) == pytest.approx(0.7 / 3)
+    assert domains.backward_transfer(rows) == pytest.approx(-0.5 / 3)
+
+
+@pytest.mark.parametrize("latest", [False, True])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_chain_of_domains(world, monkeypatch, latest, earlier):
+    """Each stage starts from the model of the one before. latest and earlier change the rest."""
+    settings, world, base = world
+    stages, real = [], domains.train
+
+    def spy(method, settings, seed, world, target, test, start):
+        model, rows = real(method, settings, seed, world, target, test, start=start)
+        stages.append((seed, world, target, start, model))
+        return model, rows
+
+    monkeypatch.setattr(domains, "train", spy)
+    rows = domains.chain("mol", settings, 0, world, base, latest, earlier)
+    assert [row["domain"] for row in rows] == ["", *domains.DOMAINS]
+    assert [(row["step"], row["method"], row["seed"]) for row in rows] == [
+        (stage, "mol", 0) for stage in range(5)]
+    assert set(rows[0]["accuracy"]) == {*domains.GENERAL, *domains.DOMAINS}
+    assert rows[0]["kl_to_base"] == 0 < rows[1]["kl_to_base"] < rows[4]["kl_to_base"]
+    assert len({seed for seed, *_ in stages}) == 4  # no stage reads the batches of another
+    before, own = base, len(world.general)
+    for i, (_, read, target, start, model) in enumerate(stages):
+        assert start is before and target is (start if latest else base)
+        assert len(read.general) == own + (own // i * i if earlier and i else 0)
+        assert not i or earlier == ("alarm" in world.tokenizer.decode(read.general.tolist()))
+        before = model
+
+
+@pytest.mark.parametrize("kind", domains.DOMAINS)
+def test_a_domain_asks_what_it_teaches_or_holds_out(kind):
+    made, again, other = (domains.DOMAINS[kind](random.Random(seed)) for seed in (0, 0, 1))
+    assert made == again and made.probes != other.probes
+    asked, taught = set(made.probes), set(made.train)
+    assert len(asked) >= 20 and (not asked & taught if kind == "larger" else asked <= taught)
+
+
+# --- the other methods ---------------------------------------------------------------------------
+
+def test_weight_distance_by_hand():
+    """Half of 2 * 1^2 + 1 * 3^2 is 5.5. Its gradient is the importance times the change of w."""
+    w, w0 = (torch.tensor(values, requires_grad=True) for values in ([1.0, 5.0], [0.0, 2.0]))
+    assert rivals.weight_distance([w], [w0]).item() == 5.0
+    distance = rivals.weight_distance([w], [w0], [torch.tensor([2.0, 1.0])])
+    distance.backward()
+    assert distance.item() == 5.5 and w.grad.tolist() == [2.0, 3.0] and w0.grad is None
+    with pytest.raises(ValueError):
+        rivals.weight_distance([w], [])
+
+
+class Bias(torch.nn.Module):
+    """The simplest language model: the same logits after every token."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits))
+
+    def forward(self, tokens):
+        return self.logits.expand(*tokens.shape, -1)  # (B, T, V)
+
+
+def test_the_fisher_by_hand():
+    """The gradient of log p(y) by the logits is onehot(y) - p: 1/4 squared at p = (1/2, 1/2)."""
+    model = Bias([0.0, 0.0]).requires_grad_(False)
+    fisher, = rivals.diagonal_fisher(model, torch.zeros(10, 1, dtype=torch.int64))
+    assert fisher.tolist() == pytest.approx([0.25, 0.25], rel=1e-6)
+    assert not model.logits.requires_grad and model.logits.grad is None
+
+
+def test_the_fisher_is_the_curvature_of_the_kl():
+    """It is p (1 - p) per token for any length. Half of it times a small step squared is the KL."""
+    model = Bias([1.0, 0.0, -1.0])
+    p = model.logits.softmax(dim=0)
+    for T in (1, 4):
+        tokens = torch.zeros(4000, T, dtype=torch.int64)
+        fisher, = rivals.diagonal_fisher(model, tokens, torch.Generator().manual_seed(0))
+        assert torch.allclose(fisher, p * (1 - p), atol=0.01)
+    stepped = model.logits.detach() + torch.tensor([1e-2, 0.0, 0.0])
+    kl = losses.kl_divergence(stepped[None, None], model.logits[None, None], "forward").item()
+    distance = rivals.weight_distance([stepped], [model.logits], [p * (1 - p)])
+    assert distance.item() == pytest.approx(kl, rel=0.02)
+
+
+def test_domain_kl_distils_by_forward_kl():
+    """One token, p = (1/2, 1/2), the base has q = (1/4, 3/4): log 2 + KL[q || p], for any --kl."""
+    def says(*p):
+        return lambda tokens: torch.tensor([[p]]).log()  # (1, 1, 2)
+
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    batch = data.Batch(token, token, torch.tensor([True]), torch.zeros(0, dtype=torch.int64))
+    loss, ce, kl = rivals.domain_kl(says(0.5, 0.5), says(0.25, 0.75), batch,
+                                    train.Settings(strength=2.0))
+    assert ce.item() == pytest.approx(math.log(2))
+    assert kl.item() == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2))
+    assert loss.item() == pytest.approx((ce + 2 * kl).item())
+
+
+@pytest.mark.parametrize("name", ["mol", *OTHERS])
+def test_strength_weighs_what_protects_the_base(name, world):
+    """The rest is cross-entropy. Nothing is added for the base itself."""
+    settings, world, base = world
+    model, method = untrained(settings, world, seed=1), train.METHODS[name]
+    general = 2 * method.reads_general
+    batch = next(data.batches(world.domain, world.general, 2, general, settings.block_size, 0))
+    prepared = [method.prepare(base, world, settings, 0)] if method.prepare else []
+
+    def loss(model, strength):
+        of_strength = replace(settings, strength=strength)
+        return [x.item() for x in method.loss(model, base, batch, of_strength, *prepared)]
+
+    without, ce, kl = loss(model, 0.0)
+    domain = losses.mean_cross_entropy(model(batch.tokens[:2]), batch.targets[:2]).item()
+    assert without == ce == pytest.approx(domain * 2 / len(batch.tokens), rel=1e-5)
+    added = loss(model, 1.0)[0] - ce
+    assert added > 1e-4 and loss(model, 30.0)[0] - ce == pytest.approx(30 * added, rel=1e-2)
+    assert kl == (pytest.approx(added, rel=1e-2) if name in ("mol", "domain_kl") else 0)
+    assert loss(base, 30.0)[0] == pytest.approx(loss(base, 0.0)[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_methods_read_domain_text_and_do_not_decay_away_from_the_base(name, world,
+                                                                               monkeypatch):
+    settings, world, base = world
+    method, read = train.METHODS[name], []
+
+    def flat(model, base, batch, settings, *prepared):
+        read.append(batch)
+        loss = 0 * model(batch.tokens).sum()
+        return loss, loss, loss
+
+    monkeypatch.setitem(train.METHODS, name, method._replace(loss=flat))
+    settings = replace(settings, steps=1)
+    model, _ = train.train(name, settings, 0, world, base, lambda model: {})
+    left = 1 - 0.1 * settings.lr if name == "domain_kl" else 1.0
+    assert torch.allclose(model.head.weight, left * base.head.weight, rtol=1e-6, atol=0)
+    assert read[0].is_domain.all() and len(read[0].tokens) == 2
+
+
+def test_the_fisher_of_a_base_is_that_of_its_general_text(world):
+    settings, world, base = world
+    fisher = rivals.fisher_of_base(base, world, settings, 0)
+    general = replace(world, domain=world.general)  # the domain text changes nothing
+    assert all(map(torch.equal, fisher, rivals.fisher_of_base(base, general, settings, 0)))
+    assert [f.shape for f in fisher] == [w.shape for w in base.parameters()]
+    other = rivals.fisher_of_base(base, replace(world, general=world.domain), settings, 0)
+    assert not all(map(torch.equal, fisher, other))
+
+
+def test_the_best_value_has_the_highest_mean_of_domain_and_general_skills():
+    """One value is best in general skills, one in the domain, one in their mean: that one."""
+    shares = [(1.0, 0.2), (0.7, 0.8), (0.1, 1.0), (0.5, 0.5)]  # (general, domain)
+    of_run = {repr(rivals.run(name, value)): share
+              for name, (*_, values) in rivals.SEARCHES.items() if len(values) > 1
+              for value, share in zip(values, shares)}
+
+    def results(run):
+        general, domain = of_run.get(repr(run), shares[0])
+        accuracy = {"no_think": general, "think": general, "facts": general, "domain": domain}
+        return [[{"seed": 0, "step": 300, "general_loss": 1.0, "domain_loss": 1.0,
+                  "kl_to_base": 0.1, "probability": accuracy, "accuracy": accuracy}]]
+
+    second = {name: values[min(1, len(values) - 1)]
+              for name, (*_, values) in rivals.SEARCHES.items()}
+    assert rivals.best_values(results) == second
+    # The second value of the other methods is neither the lowest nor the highest.
+    assert rivals.tell(results).splitlines()[-1].endswith(
+        "value tried: replay, lr 0.006; replay, right answers, lr 0.006; mol, strength 0.3")

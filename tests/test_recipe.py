@@ -1,14 +1,16 @@
-"""The recipe for Hugging Face models, on tiny random ones: each test is a trap that makes no noise.
+"""recipe.py on tiny random models of Hugging Face, and the experiment real.py that uses it.
 
-Skipped where transformers is not installed; CI runs it in an environment of its own.
+Skipped without transformers, accelerate and peft. CI runs it in an environment of its own.
 """
 
 import copy
+import io
 import os
 import random
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,7 +50,7 @@ MODELS = {"llama": llama, "gpt2": gpt2}
 
 
 def pairs_of_rows(count=8, seed=0):
-    """Pairs of a domain and a general row, of unlike lengths, that end with the end token."""
+    """Pairs of a domain row and a general row of different lengths, with the end token last."""
     g = torch.Generator().manual_seed(seed)
 
     def row(is_domain):
@@ -68,7 +70,7 @@ def trainer(folder, model, pairs=None, base=None, micro=2, accumulate=1, **more)
 
 
 def by_hand(model, base, batch):
-    """MoL of a batch row by row, each cut to its own length: no padding anywhere."""
+    """MoL of a batch row by row, each cut to its own length, so that there is no padding."""
     losses = []
     labels = batch.get("labels", batch["input_ids"])
     for tokens, mask, labels, is_domain in zip(batch["input_ids"], batch["attention_mask"].bool(),
@@ -84,76 +86,66 @@ def by_hand(model, base, batch):
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_targets_are_the_next_tokens(name, tmp_path):
-    """Unshifted ones raise no error, only the learning is wrong."""
-    model, base = MODELS[name](0).eval(), MODELS[name](1).eval()
-    batch = collate(pairs_of_rows(2))
-    loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
-    torch.testing.assert_close(loss, by_hand(model, base, batch))
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_known_by_the_mask(side, tmp_path):
-    """On either side, and with the end token, which the rows end with and should learn."""
-    model, base = llama(0).eval(), llama(1).eval()
-    batch = collate(pairs_of_rows(2))
+def padded_with_the_end_token(batch, side):
+    """Padding on one side. It has the same token as the end of each row, which is a target."""
     for i, n in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
         row = batch["input_ids"][i, :n].clone()
         batch["input_ids"][i], batch["attention_mask"][i] = END, 0
         at = slice(-n, None) if side == "left" else slice(n)
         batch["input_ids"][i, at], batch["attention_mask"][i, at] = row, 1
     assert (batch["attention_mask"] == 0).any()
-    loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
-    torch.testing.assert_close(loss, by_hand(model, base, batch))
+    return batch
 
 
-def test_labels_of_another_collator_mask_the_prompt(tmp_path):
-    model, base = llama(0).eval(), llama(1).eval()
-    batch = collate(pairs_of_rows(2))
+def with_labels(batch):
+    """As of another collator, where the labels of a prompt are -100."""
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels[:, :3] = -100
-    batch["labels"] = labels
+    return {**batch, "labels": labels}
+
+
+@pytest.mark.parametrize("name, batch", [
+    ("llama", collate(pairs_of_rows(2))), ("gpt2", collate(pairs_of_rows(2))),
+    ("llama", padded_with_the_end_token(collate(pairs_of_rows(2)), "left")),
+    ("llama", padded_with_the_end_token(collate(pairs_of_rows(2)), "right")),
+    ("llama", with_labels(collate(pairs_of_rows(2)))),
+    ("gpt2", collate([pair[:1] for pair in pairs_of_rows(3)])),
+    ("gpt2", collate([pair[1:] for pair in pairs_of_rows(3)]))],
+    ids=["llama", "gpt2", "left padding", "right padding", "labels", "domain", "general"])
+def test_the_loss_is_mol_by_hand(name, batch, tmp_path):
+    model, base = MODELS[name](0).eval(), MODELS[name](1).eval()
     loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
     torch.testing.assert_close(loss, by_hand(model, base, batch))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_evaluation_tells_the_same_loss(name, tmp_path):
-    """Trainer looks for labels, and without them tells none; the fifth pair is dropped."""
+def test_evaluation_has_the_same_loss(name, tmp_path):
+    """Trainer has none without labels. The fifth pair is dropped."""
     model, base = MODELS[name](0), MODELS[name](1)
     the_trainer = trainer(tmp_path, model, base=base, per_device_eval_batch_size=2)
     pairs = pairs_of_rows(5, seed=3)
-    told = the_trainer.evaluate(pairs)["eval_loss"]
+    loss = the_trainer.evaluate(pairs)["eval_loss"]
     model.eval(), base.eval()
     expected = [by_hand(model, base, collate(pairs[i:i + 2])).item() for i in (0, 2)]
-    assert told == pytest.approx(sum(expected) / 2, rel=1e-5)
-
-
-@pytest.mark.parametrize("kinds", ["domain", "general"])
-def test_a_batch_of_one_kind(kinds, tmp_path):
-    model, base = gpt2(0).eval(), gpt2(1).eval()
-    batch = collate([pair[:1] if kinds == "domain" else pair[1:] for pair in pairs_of_rows(3)])
-    loss = trainer(tmp_path, model, base=base).compute_loss(model, batch)
-    torch.testing.assert_close(loss, by_hand(model, base, batch))
+    assert loss == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("name, value", [("remove_unused_columns", True),
                                          ("dataloader_drop_last", False)])
-def test_settings_that_would_spoil_the_loss_are_refused(name, value, tmp_path):
+def test_settings_that_make_the_loss_wrong_are_refused(name, value, tmp_path):
     with pytest.raises(ValueError, match=name):
         trainer(tmp_path, gpt2(), base=gpt2(1), **{name: value})
 
 
 def test_a_training_set_that_fills_no_batch_is_refused(tmp_path):
-    """Trainer would only warn, and give the model back as it was."""
+    """Trainer would only warn and leave the model as it was."""
     with pytest.raises(ValueError, match="3 pairs fill no batch of 4"):
         trainer(tmp_path, gpt2(), pairs_of_rows(3), base=gpt2(1), micro=4)
     trainer(tmp_path, gpt2(), pairs_of_rows(4), base=gpt2(1), micro=4)
 
 
 def gradients(the_trainer):
-    """The gradients of one step of train(), as the optimizer meets them."""
+    """The gradients that the optimizer gets in one step of train()."""
     found = {}
 
     def keep(optimizer, *rest):
@@ -168,13 +160,9 @@ def gradients(the_trainer):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_accumulated_gradients_are_those_of_the_whole_batch(name, tmp_path):
-    """Four micro-batches of two pairs, or one of eight: with a loss taken for scaled it is 4x.
-
-    With labels in the batch, as another collator would put them there: Trainer counts them.
-    """
+    """Four micro-batches of two pairs, or one of eight. With labels Trainer would multiply by 4."""
     def step(micro, accumulate):
         model = MODELS[name](0)
-        model.config.attn_pdrop = model.config.resid_pdrop = model.config.embd_pdrop = 0.0
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -230,7 +218,7 @@ def test_with_adapters_the_base_is_the_model_without_them(tmp_path):
 
 
 def test_every_batch_is_mixed_one_to_one(tmp_path):
-    """Shuffled, and with a number of pairs that no batch size divides."""
+    """Also when they are shuffled and the number of pairs is not a multiple of the batch size."""
     the_trainer = trainer(tmp_path, gpt2(), pairs=pairs_of_rows(11), base=gpt2(1), micro=3)
     batches = list(the_trainer.get_train_dataloader())
     assert len(batches) == 3  # the last two pairs are dropped
@@ -251,7 +239,7 @@ def capped():
 
 
 def with_a_bias():
-    """Of zeros: no value tells it apart, but it would never be trained."""
+    """The bias is zero, so the values are right, but it would never be trained."""
     model = llama()
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(V))
     return model
@@ -268,7 +256,7 @@ def test_a_head_that_does_more_is_refused(made, tmp_path):
         trainer(tmp_path, model, base=llama(1)).compute_loss(model, collate(pairs_of_rows(1)))
 
 
-def test_a_run_that_diverged_is_not_taken_for_another_head(tmp_path):
+def test_weights_that_are_not_numbers_are_not_refused_as_another_head(tmp_path):
     model = llama()
     with torch.no_grad():
         model.lm_head.weight[0, 0] = torch.nan
@@ -276,8 +264,8 @@ def test_a_run_that_diverged_is_not_taken_for_another_head(tmp_path):
     assert loss.isnan()
 
 
-def test_the_base_reads_under_the_same_autocast_as_the_model(tmp_path):
-    """With the same weights nothing is left of the KL, in bfloat16 neither."""
+def test_the_base_has_the_same_autocast_as_the_model(tmp_path):
+    """With the same weights the KL is 0, in bfloat16 too."""
     model = llama(0)
     the_trainer = trainer(tmp_path, model, base=copy.deepcopy(model), bf16=True)
     prepared = the_trainer.accelerator.prepare(model).eval()
@@ -290,7 +278,7 @@ def test_the_base_reads_under_the_same_autocast_as_the_model(tmp_path):
 
 
 def one_step(folder, rows, micro):
-    """A step on eight rows, which any number of processes share -> its gradients."""
+    """A step on eight rows, shared by all processes -> its gradients."""
     pairs = pairs_of_rows(8)
     if rows == "uneven":  # of two processes, the second has every general row
         pairs = [(a, a) if i % 4 < 2 else (b, b) for i, (a, b) in enumerate(pairs)]
@@ -312,7 +300,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.parametrize("rows", ["mixed", "uneven"])
 def test_two_processes_are_one(rows, tmp_path):
-    """The gradients of one process with eight rows, also where one of two has no general row."""
+    """They have the gradients of one process, also where one of them has no general rows."""
     (tmp_path / "step.py").write_text(PROCESS)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -326,55 +314,66 @@ def test_two_processes_are_one(rows, tmp_path):
         torch.testing.assert_close(found[key], expected[key], atol=1e-6, rtol=1e-4)
 
 
-# --- the question that is asked with it ----------------------------------------------------------
+# --- the experiment real.py ----------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny random model with a tokenizer of its own, as save_pretrained leaves them."""
+    """A tiny random model and its tokenizer, saved by save_pretrained."""
     folder = tmp_path_factory.mktemp("model")
-    words = tokenizers.Tokenizer(tokenizers.models.BPE())
-    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words.decoder = tokenizers.decoders.ByteLevel()
-    words.train_from_iterator(["a text to learn tokens from"], tokenizers.trainers.BpeTrainer(
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    bpe.train_from_iterator(["a text to learn tokens from"], tokenizers.trainers.BpeTrainer(
         vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=bpe).save_pretrained(folder)
+    save_llama(folder, 300)
     return folder
 
 
-def test_the_question_on_a_tiny_model(folder, tmp_path, capsys, monkeypatch):
-    """Eight runs on one seed, a line of runs.jsonl each; asked again, none is made."""
+def save_llama(folder, vocab_size):
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder)
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    """(arguments) -> exit code, output and errors of real.py with two steps per run."""
+    short = {label: run._replace(settings=run.settings | {"steps": 2})
+             for label, run in real.RUNS.items()}
+    monkeypatch.setattr(real, "RUNS", short)
+
+    def program(*arguments):
+        output, errors = io.StringIO(), io.StringIO()
+        with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+            runs.main("real", short, real.draw, real.__doc__, real.tell, real.Settings(),
+                      real.make, arguments=list(map(str, arguments)))
+        return ended.value.code, output.getvalue(), errors.getvalue()
+    return program
+
+
+def test_all_runs_on_a_tiny_model(folder, tmp_path, experiment, monkeypatch):
     monkeypatch.setattr(real, "SHOWN", {"any": ("{}", {"a": "b", "c": "d"})})
-    # a random model knows nothing: let every question count as one that the base answers
-    known = real.marks
-    monkeypatch.setattr(real, "marks", lambda model, tokenizer, probes: (
-        (1, 1.0) if len(probes) == 1 else known(model, tokenizer, probes)))
-    arguments = ["--model", str(folder), "--steps", "2", "--seed", "3", "--out", str(tmp_path)]
-    assert real.main(arguments) == 0
-    assert "8 runs, 8 to make" in capsys.readouterr().out
-    lines = runs.read(tmp_path / "runs.jsonl")
-    assert len(lines) == 8 and (tmp_path / "real.png").stat().st_size > 10_000
-    for line in lines:
+    # A random model knows nothing: let each question count as one that the base answers.
+    score = real.score
+    monkeypatch.setattr(real, "score", lambda model, tokenizer, probes: (
+        (1, 1.0) if len(probes) == 1 else score(model, tokenizer, probes)))
+    arguments = "--model", folder, "--seed", 3, "--out", tmp_path
+    code, output, _ = experiment(*arguments)
+    assert code == 0 and "8 runs, 8 to make" in output and "| LoRA mol, wrong " in output
+    assert (tmp_path / "real.png").stat().st_size > 10_000
+    lines = runs.read_runs(tmp_path / "runs.jsonl")
+    assert len(lines) == 8 and len({line["base"] for line in lines.values()}) == 1
+    for line in lines.values():
         before, after = line["rows"]
         assert before["kl_to_base"] == 0 < after["kl_to_base"]
         assert set(after["accuracy"]) == set(real.SHARES)
-    assert len({line["base"]["weights"] for line in lines}) == 1  # no run changes the base
-    assert real.main(arguments) == 0
-    assert "8 runs, 0 to make" in capsys.readouterr().out
-
-
-def test_a_model_that_knows_nothing_cannot_forget(folder, tmp_path, capsys):
-    assert real.main(["--model", str(folder), "--steps", "2", "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "answers no question of the kinds shown" in error and error.count("\n") == 1
-    assert not (tmp_path / "runs.jsonl").exists()
+    assert "8 runs, 0 to make" in experiment(*arguments)[1]
 
 
 class Reader(torch.nn.Module):
-    """A model that keeps what it was given to read."""
+    """A model that keeps its input."""
 
     def __init__(self):
         super().__init__()
@@ -386,8 +385,8 @@ class Reader(torch.nn.Module):
 
 
 @pytest.mark.parametrize("has_start", [True, False])
-def test_a_start_token_stands_where_the_tokenizer_puts_it(has_start, folder):
-    """Before each row and question, not before an answer: some models know little without it."""
+def test_a_start_token_is_where_the_tokenizer_puts_it(has_start, folder):
+    """Before each row and question, but not before an answer."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, bos_token="<s>")
     start = tokenizer.bos_token_id
     if has_start:
@@ -396,49 +395,42 @@ def test_a_start_token_stands_where_the_tokenizer_puts_it(has_start, folder):
     text, reader = "a text of tokens", Reader()
     tokens = tokenizer.encode(text, add_special_tokens=False)
     expected, length = [start] * has_start + tokens, len(tokens)
-    real.marks(reader, tokenizer, [(text, "b")])
+    real.score(reader, tokenizer, [(text, "b")])
     assert reader.read == [expected]  # the last token, here the answer, is only a target
     assert real.packed([text], tokenizer, length, 1, random.Random(0)) == [expected]
-    assert real.pieces(text, tokenizer, length - 1, 1, "prose") == [expected[:-1]]
+    assert real.pieces(text, tokenizer, length - 1, 1) == [expected[:-1]]
 
 
 @pytest.mark.parametrize("arguments, told", [
     (["--model", "/no/such/folder"], "--model /no/such/folder: no causal language model there"),
-    (["--model", "FOLDER", "--length", "10000000"], "--length 10000000: the prose has only"),
-    (["--model", "FOLDER", "--length", "1"], "--length 1"), (["--steps", "0"], "--steps 0"),
-    (["--lora-rank", "-1"], "--lora-rank -1"), (["--lr", "x"], "--lr"), (["--foo"], "--foo")])
-def test_bad_input_of_the_question(folder, tmp_path, capsys, arguments, told):
-    arguments = [str(folder) if argument == "FOLDER" else argument for argument in arguments]
-    command = [sys.executable, str(ROOT / "plots" / "real.py"), *arguments, "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "runs.jsonl").exists()
+    (["--model", "FOLDER"], "answers no question of the kinds shown"),
+    (["--model", "FOLDER", "--length", "10000000"], "--length 10000000: a text has only"),
+    (["--model", "FOLDER", "--length", "1"], "--length"), (["--steps", "5"], "--steps"),
+    (["--model", "FOLDER", "--out", str(runs.HERE)], "name a folder of your own")])
+def test_bad_input_is_one_message(arguments, told, folder, tmp_path, experiment, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments = [folder if argument == "FOLDER" else argument for argument in arguments]
+    refused(experiment("--out", tmp_path, *arguments), told)
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_figures_folder_takes_the_default_settings_alone(capsys):
-    assert real.main(["--steps", "2"]) == 2
-    assert "--out: name a folder of your own" in capsys.readouterr().err
+def refused(ended, told):
+    code, _, errors = ended
+    assert code == 2 and told in errors.splitlines()[-1] and errors.count("error: ") == 1
 
 
-def test_a_tokenizer_with_more_tokens_than_the_head(folder, tmp_path, capsys):
-    small = tmp_path / "small"
-    shutil.copytree(folder, small)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=200, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2)).save_pretrained(small)
-    capsys.readouterr()
-    assert real.main(["--model", str(small), "--steps", "2", "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "its tokenizer has" in error and error.count("\n") == 1
+def test_a_tokenizer_with_more_tokens_than_the_head_is_refused(folder, tmp_path, experiment):
+    shutil.copytree(folder, tmp_path / "small")
+    save_llama(tmp_path / "small", 200)
+    refused(experiment("--model", tmp_path / "small", "--out", tmp_path), "more tokens than its head")
 
 
 @pytest.mark.parametrize("missing", ["transformers", "peft"])
-def test_a_missing_package_is_named(missing, folder, tmp_path, capsys, monkeypatch):
+def test_a_missing_package_is_named(missing, folder, tmp_path, experiment, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    assert real.main(["--model", str(folder), "--steps", "2", "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "pip install" in error and missing in error and error.count("\n") == 1
+    ended = experiment("--model", folder, "--out", tmp_path)
+    refused(ended, "pip install")
+    refused(ended, missing)
 
 
 def test_a_base_with_another_vocabulary_is_refused(tmp_path):
