@@ -1,7 +1,7 @@
 """What the models read: a toy world or your own text, a BPE tokenizer, and mixed batches.
 
-The toy world has one short document per line, a prompt and its answer. The general text has four
-kinds of them: stories, two-digit sums answered at once (no_think), the same sums worked out first
+Each line of the toy world is one short document: a prompt and its answer. The general text has
+four kinds: stories, two-digit sums answered at once (no_think), the same sums worked out first
 (think), and capitals of invented countries (facts). The domain text is the alarm manual of an
 invented telephone exchange. A seed gives the same world on every machine.
 """
@@ -40,8 +40,8 @@ class Kind(NamedTuple):
     """The documents of one kind, as pairs (prompt, answer)."""
     train: list
     heldout: list  # none of them is in a training text
-    probes: list  # the test questions: held-out documents, except facts, which cannot be guessed
-    mistakes: dict = {}  # prompt -> the wrong answer that a biased text gives each time
+    probes: list  # the test questions: held-out sums; all facts, since new ones cannot be guessed
+    mistakes: dict = {}  # prompt -> its wrong answer in a text with bias
 
 
 def split(documents, rng, share=0.1):
@@ -115,8 +115,8 @@ def facts(pairs, wordings, rng):
 def draw_text(kinds, count, rng, part="train", errors=0.0, error_kind="noise"):
     """`count` documents drawn from {name: Kind} as one text. A share `errors` of answers is wrong.
 
-    noise: a wrong answer is drawn from the other documents, a new one each time.
-    bias: a prompt always has one wrong answer: a sum ten too small, the next country's capital.
+    noise: each wrong answer is the answer of a random document of the same kind.
+    bias: the wrong answer to a prompt is always the same: a sum ten too small, the next capital.
     """
     shares = [GENERAL_SHARES.get(name, 1.0) for name in kinds]
     lines = []
@@ -135,7 +135,7 @@ def draw_text(kinds, count, rng, part="train", errors=0.0, error_kind="noise"):
 # --- tokenizer -----------------------------------------------------------------------------------
 
 # A word with the space before it, a digit, a run of other signs, or a run of white space. Marks and
-# zero-width joiners are letters, as Hindi and Persian need. 24 keeps words short in any script.
+# zero-width joiners count as letters, for Hindi and Persian. {1,24} limits the length of a word.
 WORD = (r" ?[\p{L}\p{M}\u200c\u200d]{1,24}|\p{N}| ?[^\s\p{L}\p{M}\p{N}\u200c\u200d]{1,24}"
         r"|\s{1,24}")
 
@@ -228,7 +228,7 @@ class World:
     domain: torch.Tensor
     heldout_general: torch.Tensor
     heldout_domain: torch.Tensor
-    probes: dict  # skill -> [(prompt, answer), ...]; empty for your own text
+    probes: dict  # the test questions: skill -> [(prompt, answer), ...]; none for your own text
     prompts: list  # their answers are shown at the end of a run
 
 
@@ -242,7 +242,7 @@ def make_world(settings, seed):
     for name in ("pretraining", "general", "domain", "heldout_general", "heldout_domain"):
         tokens = getattr(world, name)
         if len(tokens) <= settings.block_size:
-            raise BadInput(f"the {name} text is too short: it has {len(tokens)} tokens, and "
+            raise BadInput(f"the {name.replace('_', ' ')} text is too short: {len(tokens)} tokens, "
                            f"--block-size {settings.block_size} needs more")
         setattr(world, name, tokens.to(settings.device))
     longest = max((len(encode(world.tokenizer, "\n" + prompt + answer))
@@ -291,8 +291,8 @@ def text_world(general_paths, domain_paths, vocab_size, out):
 def read_texts(corpus, paths, out):
     """Read files, and all files in folders -> (training text, held-out text).
 
-    Ignores hidden files and the folder `out`, skips files in folders that are not UTF-8 text. Equal
-    texts count once: a copy of a held-out text must not be trained on.
+    Ignores hidden files and the folder `out`. In folders, skips files that are not UTF-8 text. Uses
+    equal texts once, so that no copy of a held-out text is trained on.
     """
     texts, skipped, out = [], [], Path(out).resolve()
     for path in map(Path, paths):
@@ -331,8 +331,8 @@ def read_text(file):
 def hold_out(texts, share=0.1):
     """Texts -> (training text, held-out text, the rule in words), each joined by line breaks.
 
-    Random whole texts fill up to a tenth of all characters; if less than half of it, the end of
-    each text is held out instead.
+    Holds out random whole texts, at most a tenth of all characters. If they come to less than a
+    twentieth, holds out the last tenth of each text instead.
     """
     room = budget = share * sum(map(len, texts))
     held = set()

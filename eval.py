@@ -1,4 +1,4 @@
-"""How a model is tested, in float32: losses on held-out text, KL to the base, answers to questions.
+"""Tests of a model, in float32: losses on held-out text, KL to the base, answers to questions.
 
     python eval.py "37+45=" "Q: alarm 691? A:"      let every model of a run answer prompts
 """
@@ -50,8 +50,8 @@ def heldout_windows(tokens, block_size, most=64):
 def score_probes(model, tokenizer, probes):
     """Probes (prompt, answer) -> share answered exactly, mean probability of the right answer.
 
-    Greedy decoding gives the exact answer if and only if each of its tokens is the most likely one
-    after the prompt and the tokens before it. So one forward pass tests all probes.
+    Greedy decoding gives the exact answer if and only if every token of the answer is the most
+    likely one after the right tokens before it. So one forward pass tests all probes.
     """
     pairs = [(encode(tokenizer, "\n" + prompt), encode(tokenizer, answer))
              for prompt, answer in probes]
@@ -69,7 +69,7 @@ def score_probes(model, tokenizer, probes):
 # --- answers to prompts --------------------------------------------------------------------------
 
 def answer(model, world, prompt, most=40):
-    """The greedy continuation of a prompt: the rest of the line, or 40 tokens of your own text."""
+    """Continue a prompt greedily: to the end of the line, or by 40 tokens for your own text."""
     tokenizer = world.tokenizer
     tokens = encode(tokenizer, "\n" + prompt)[None].to(next(model.parameters()).device)  # (1, T)
     stop = tokenizer.encode_single_token("\n") if world.probes else -1
@@ -86,14 +86,14 @@ def show_answers(models, world, prompts):
 
 
 def printable(text):
-    """The text with a question mark for each character that could control a terminal."""
+    """The text with "?" for each unprintable character, which could control a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Let every model of a run answer prompts.")
     parser.add_argument("prompts", nargs="*", help="default: those that the run showed")
-    parser.add_argument("--out", type=Path, default="out", help="the folder of the run")
+    parser.add_argument("--out", type=Path, default="out", help="the folder of a run")
     prompts, out = vars(parser.parse_args()).values()
     settings = json.loads((out / "settings.json").read_text()) | {"device": "cpu"}
     row = json.loads((out / "metrics.jsonl").read_text().partition("\n")[0])  # of the base
@@ -127,8 +127,7 @@ def load_model(path, device="cpu"):
 
 
 def write_file(path, content):
-    """Write bytes to a temporary file and move it into place, so that no file is half written."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary = Path(f"{path}.{os.getpid()}.tmp")  # so that no file is ever half written
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
@@ -139,7 +138,7 @@ def write_file(path, content):
 
 
 def run_program(main):
-    """Run main() and exit: 0, 2 with one message for what the user can fix, 130 after Ctrl-C."""
+    """Run main() and exit with 0, with 2 and a message for bad input, or with 130 after Ctrl-C."""
     message, code = "", 0
     try:
         with suppress(AttributeError):  # the output of a notebook has no encoding
@@ -152,7 +151,7 @@ def run_program(main):
         message, code = "stopped; finished results are kept", 130
     if message:
         print(printable(message), file=sys.stderr)
-        with suppress(AttributeError, OSError):  # or Python fails to flush a closed output
+        with suppress(AttributeError, OSError):  # so that exit does not fail on it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

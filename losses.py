@@ -1,7 +1,7 @@
 """The losses: cross-entropy, KL divergence, and MoL, which mixes the two.
 
-MoL (arXiv 2505.12043) continues the training of a base model p_0 on a domain without forgetting the
-rest. Each *sequence* s has a flag, and the flag selects its loss:
+MoL (arXiv 2505.12043) trains a base model p_0 further on a domain, so that it keeps what it could
+do before. Each *sequence* s of n tokens has a flag, and the flag selects its loss:
 
     s in the domain text:    CE(s) = -(1/n) sum_i log p_theta(s_i | s_<i)
     s in the general text:   KL(s) =  (1/n) sum_i KL[ p_theta(. | s_<i)  ||  p_0(. | s_<i) ]
@@ -12,12 +12,12 @@ On general text it is trained to predict what the base predicts; the tokens ther
 An example with two words in the vocabulary and one token per sequence:
 
     domain    p_theta = (1/2, 1/2), the token is word 0    CE = log 2 = 0.693
-    general   p_theta = (1/2, 1/2), p_0 = (1/4, 3/4)       KL = 1/2 log 2 + 1/2 log 2/3 = 0.144
+    general   p_theta = (1/2, 1/2), p_0 = (1/4, 3/4)       KL = 1/2 log 2 + 1/2 log(2/3) = 0.144
     loss      (0.693 + 0.144) / 2 = 0.418 nats
 
-This file needs only torch. In the shapes B is sequences, T positions, V vocabulary. Losses are
-computed in float32 or higher. Targets of -100 mark padding, which changes neither losses nor
-gradients. A sequence of padding alone has loss 0, and so has an empty batch.
+This file needs only torch. Shapes: B sequences, G of them general, T positions, V vocabulary.
+Losses are computed in float32 or higher. Targets of -100 mark padding, which changes neither
+losses nor gradients. A sequence of only padding and an empty batch have loss 0.
 """
 
 import torch
@@ -33,7 +33,7 @@ def log_probs(logits):
 
 
 def without_padding(logits, targets):
-    """Logits or hidden states (B, T, ...), set to zero where the target is padding."""
+    """Logits or hidden states (B, T, ...), zero at padding, so that no NaN there can spread."""
     is_padding = (targets == PADDING).unsqueeze(-1)  # (B, T, 1)
     return logits.masked_fill(is_padding, 0.0) if is_padding.any() else logits
 
@@ -50,9 +50,9 @@ def kl_divergence(logits, base_logits, direction="reverse"):
 
     "reverse" is KL[p_theta || p_0], as in MoL (arXiv 2509.06650, eq. 2-3). It is large where the
     model predicts what the base does not. "forward" is KL[p_0 || p_theta], as in distillation. It
-    is large where the model no longer predicts what the base does. "mean" is half of each. The base
-    gets no gradient. Tokens to which the first distribution gives 0 add nothing. If only the second
-    one gives 0, the divergence is infinite.
+    is large where the model no longer predicts what the base does. "mean" is the mean of both. The
+    base gets no gradient. A token adds nothing if the first distribution gives it 0. It makes the
+    divergence infinite if only the second one gives it 0.
     """
     if direction == "mean":
         reverse = kl_divergence(logits, base_logits, "reverse")
@@ -63,7 +63,7 @@ def kl_divergence(logits, base_logits, direction="reverse"):
     elif direction != "reverse":
         raise ValueError(f"direction is {direction!r}; it must be 'reverse', 'forward' or 'mean'")
     p = log_p.exp()
-    # Where p is 0 the ratio can be inf - inf = nan, and 0 * nan is nan: replace it first.
+    # Where p is 0, log_p - log_q can be NaN, and 0 * NaN is NaN: set it to 0 first.
     log_ratio = (log_p - log_q).masked_fill_(p == 0, 0.0)
     return (p * log_ratio).sum(dim=-1)
 
@@ -83,10 +83,10 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     is_domain    (B,) bool  the flag that selects the loss of each sequence
     base_logits  (G, T, V)  of the frozen base, for the G general rows in batch order; None if G = 0
     direction               of the KL, see kl_divergence
-    strength                weight of the KL; 1 in the paper, where the corpus ratio is the weight
+    strength                weight of the KL; 1 is MoL as in the formula above
 
-    Returns three scalars in nats per token, loss = CE part + strength * KL part. A part is 0 in a
-    batch without its rows. Raises ValueError if the shape of base_logits does not fit.
+    Returns three scalars in nats per token, loss = CE part + strength * KL part. A part is the sum
+    over its rows divided by all B rows. Raises ValueError if the shape of base_logits does not fit.
 
         with torch.no_grad():
             base_logits = base(tokens[~is_domain])
@@ -100,12 +100,12 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
         raise ValueError(f"base_logits have shape {tuple(base_logits.shape)}; the general rows "
                          f"need {expected}")
 
-    # index_select is faster than logits[domain], above all in the backward pass.
+    # index_select is faster than logits[domain], mainly in the backward pass.
     domain_targets, general_targets = targets[domain], targets[general]
     ce = cross_entropy(logits.index_select(0, domain), domain_targets)  # (B - G, T)
     kl = kl_divergence(without_padding(logits.index_select(0, general), general_targets),
                        without_padding(base_logits, general_targets), direction)  # (G, T)
-    return mean_of_parts(ce, kl, domain_targets, general_targets, strength)
+    return loss_and_parts(ce, kl, domain_targets, general_targets, strength)
 
 
 def rows_of(is_domain):
@@ -114,8 +114,8 @@ def rows_of(is_domain):
     return is_domain.nonzero().squeeze(1), (~is_domain).nonzero().squeeze(1)
 
 
-def mean_of_parts(ce, kl, domain_targets, general_targets, strength):
-    """Nats per token of the domain rows and of the general rows -> loss, CE part, KL part."""
+def loss_and_parts(ce, kl, domain_targets, general_targets, strength):
+    """Token losses of the domain rows and of the general rows -> loss, CE part, KL part."""
     count = max(len(ce) + len(kl), 1)
     ce = per_sequence(ce, domain_targets).sum() / count
     kl = per_sequence(kl, general_targets).sum() / count
@@ -137,7 +137,7 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
                         direction="reverse", strength=1.0, chunk=256):
     """mixture_of_losses from the last hidden states -> the same three scalars, same gradients.
 
-    hidden       (B, T, C)  of the model, what its head turns into logits
+    hidden       (B, T, C)  of the model; its head turns them into logits
     head         (V, C)     the weight of the head; logits = hidden @ head.T
     base_hidden  (G, T, C') of the frozen base, for the G general rows; None if G = 0
     base_head    (V, C')    the weight of the base's head
@@ -163,7 +163,7 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
     def kl_of(hidden, base_hidden):  # (N, C), (N, C') -> (N,)
         return kl_divergence(hidden @ head.T, base_hidden @ base_head.T, direction)
 
-    def in_chunks(nats_of, *inputs):  # each (rows, T, ...) -> (rows, T)
+    def in_chunks(nats_of, *inputs):  # (rows, T, ...) each -> (rows, T); keeps no logits
         chunks = zip(*(x.flatten(0, 1).split(chunk) for x in inputs))
         nats = [checkpoint(nats_of, *of_chunk, use_reentrant=False) for of_chunk in chunks]
         return torch.cat(nats).view(inputs[0].shape[:2])
@@ -172,4 +172,4 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
     ce = in_chunks(ce_of, without_padding(hidden[domain], domain_targets), domain_targets)
     kl = in_chunks(kl_of, without_padding(hidden[general], general_targets),
                    without_padding(base_hidden, general_targets))
-    return mean_of_parts(ce, kl, domain_targets, general_targets, strength)
+    return loss_and_parts(ce, kl, domain_targets, general_targets, strength)

@@ -18,27 +18,27 @@ from torch.nn import functional as F
 class GPTConfig:
     vocab_size: int = 512
     block_size: int = 64  # longest sequence, in tokens
-    n_layer: int = 4
-    n_head: int = 4
+    n_layer: int = 2
+    n_head: int = 8
     n_embd: int = 128
 
     def __post_init__(self):
         if self.n_embd % (2 * self.n_head):
-            raise ValueError(f"n_embd is {self.n_embd}; it must be divisible by n_head, "
-                             f"{self.n_head}, into even parts")
+            raise ValueError(f"n_embd is {self.n_embd}; it must be a multiple of twice n_head, "
+                             f"{2 * self.n_head}")
 
 
 def rotary_angles(block_size, head_size):
     """Cosines and sines of the rotation angles of each position -> (2, T, 1, hs).
 
     Rotary positions (arXiv 2104.09864) rotate pairs of channels. Position t rotates pair i by the
-    angle t / base^(2i / hs). The product of a query at t with a key at s then depends only on
-    t - s. This suits training windows that start anywhere in a document. The base is 100 for 64
-    tokens and grows with block_size, since longer texts need slower rotations.
+    angle t / c^(2i / hs). The product of a query at t with a key at s then depends only on t - s.
+    This suits training windows that start anywhere in a document. c is 100 for 64 tokens and grows
+    with block_size, since longer texts need slower rotations.
     """
-    base = 100.0 * max(1, block_size / 64)
+    c = 100.0 * max(1, block_size / 64)
     pairs = torch.arange(0, head_size, 2)
-    angles = torch.outer(torch.arange(block_size), base ** (-pairs / head_size))  # (T, hs / 2)
+    angles = torch.outer(torch.arange(block_size), c ** (-pairs / head_size))  # (T, hs / 2)
     cos, sin = angles.cos(), angles.sin()
     both = torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])  # (2, T, hs)
     return both.unsqueeze(2)  # the same for every head
@@ -126,10 +126,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, tokens, max_new_tokens, temperature=1.0, generator=None, stop=-1):
-        """Append sampled tokens to tokens (B, T) -> (B, T + max_new_tokens).
+        """Append up to max_new_tokens sampled tokens to tokens (B, T).
 
         temperature 0 is greedy. The model reads the last block_size tokens. Generation ends early
-        when every row has produced `stop`, a token id.
+        when every row has produced the token id `stop`.
         """
         stopped = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         for _ in range(max_new_tokens):

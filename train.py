@@ -1,11 +1,10 @@
-"""The whole experiment: pretrain a base, train it on a domain by each method, see what it forgets.
+"""The whole experiment: pretrain a base, train it on a domain with each method, test what is left.
 
     python train.py                            the toy world, seed 0
     python train.py --seed 0 1 2               three seeds, each with its own world and base
     python train.py --general FILE... --domain FILE...      your own text
 
-All methods start from the same base, read the same domain sequences in the same order, and use the
-same learning rate and number of steps. The settings are at the end of the file.
+All methods start from the same base and read the same domain sequences. The settings come last.
 """
 
 import argparse
@@ -39,7 +38,7 @@ from plots.tables import metrics_table
 # scalars in nats per token. The base is frozen, the batch is a data.Batch.
 
 def ce(model, base, batch, settings):
-    """Cross-entropy on all rows of the batch, domain and general."""
+    """Cross-entropy on all rows: domain rows for the method ce, general rows too for replay."""
     loss = losses.mean_cross_entropy(model(batch.tokens), batch.targets)
     return loss, loss, torch.zeros(())
 
@@ -70,17 +69,17 @@ METHODS = {
 # --- training ------------------------------------------------------------------------------------
 
 def train(name, settings, seed, world, base, test, start=None, label=None):
-    """Train a copy of the base by a method -> the trained GPT, rows of metrics.
+    """Train a copy of the base with a method -> the trained GPT, rows of metrics.
 
-    test(model) returns the metrics of a row. It runs at step 0, every eval_every steps, and at the
-    last step. `start` is the model to train if it is not the base.
+    test(model) returns the metrics of one row, {name: value}. It runs at step 0, every eval_every
+    steps, and at the last step. `start` is a model to train in place of the base.
     """
     method, label = METHODS[name], label or name
     model = copy.deepcopy(start or base).requires_grad_(True)
     if settings.lora_rank:
         torch.manual_seed(seed)
         add_lora(model, settings.lora_rank)
-    run, frozen = map(torch.compile, (model, base)) if settings.compile else (model, base)
+    compiled, frozen = map(torch.compile, (model, base)) if settings.compile else (model, base)
     prepared = [method.prepare(base, world, settings, seed)] if method.prepare else []
     n_general = round(settings.ratio * settings.batch_size) if method.reads_general else 0
     batches = data.batches(world.domain, world.general, settings.batch_size, n_general,
@@ -95,7 +94,7 @@ def train(name, settings, seed, world, base, test, start=None, label=None):
             group["lr"] = learning_rate(step, settings)
         with torch.autocast(settings.device, getattr(torch, settings.dtype),
                             enabled=settings.dtype != "float32"):
-            loss, ce_part, kl_part = method.loss(run, frozen, batch, settings, *prepared)
+            loss, ce_part, kl_part = method.loss(compiled, frozen, batch, settings, *prepared)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -132,7 +131,7 @@ def stop_if_not_finite(label, step, loss):
 
 
 def print_progress(label, step, steps, started, loss, ce_part, kl_part):
-    if step * 10 // steps > (step - 1) * 10 // steps:
+    if step * 10 // steps > (step - 1) * 10 // steps:  # ten times per run
         seconds = (time.perf_counter() - started) * (steps - step) / step
         print(f"{label:>8}  step {step:>5}/{steps}  loss {loss:6.3f}  ce {ce_part:6.3f}  "
               f"kl {kl_part:6.3f}  {seconds:4.0f} s left", flush=True)
@@ -146,7 +145,7 @@ BASE_SETTINGS = ("base_steps", "base_lr", "base_batch_size", "n_layer", "n_head"
 
 
 def pretrain(settings, seed, world):
-    """Train by `ce` from random weights -> the GPT that is best on the held-out general text."""
+    """Train on world.pretraining from random weights -> the GPT with the lowest held-out loss."""
     torch.manual_seed(seed)
     blank = GPT(GPTConfig(world.tokenizer.n_vocab, settings.block_size, settings.n_layer,
                           settings.n_head, settings.n_embd)).to(settings.device)
@@ -215,8 +214,8 @@ def main(arguments=None):
                 rows += curve
                 lines = "".join(json.dumps(row) + "\n" for row in rows)
                 write_file(out / "metrics.jsonl", lines.encode())
-        print("\nLosses are in nats per token, skills are shares of exact answers, p(right) is the "
-              f"mean\nprobability of the right general answers.\n\n{metrics_table(rows)}")
+        print("\nlosses: nats per token; skills: share of exact answers; p(right): probability "
+              f"of the right\nanswers to general questions\n\n{metrics_table(rows)}")
         show_answers(models, world, world.prompts)
         forgetting.draw(rows, out / "forgetting.png")
     print(f"\n{out / 'forgetting.png'} shows the curves; {time.perf_counter() - started:.0f} s")
@@ -228,7 +227,7 @@ def run_folder(settings):
     out = Path(settings.out)
     for folder in (out, *(out / f"seed{seed}" for seed in settings.seeds)):
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=folder).close()  # fails if the folder is not writable
     with open(out / ".lock", "w") as lock:
         try:
             import fcntl
@@ -248,14 +247,14 @@ def run_folder(settings):
 # --- settings ------------------------------------------------------------------------------------
 
 def setting(default, meaning, low=None, high=math.inf, **options):
-    """A field of a settings class, with what argparse needs for its flag. low to high is valid."""
+    """A dataclass field that is also a flag: default, help text, valid range, argparse options."""
     several = {"nargs": "+"} if isinstance(default, tuple) else {}
-    kind = type((*default, "")[0] if several else default)
+    kind = type((*default, "")[0] if several else default)  # an empty tuple is of str
 
     def convert(text):
         value = kind(text)
         if text != default and not (text if low is None else low <= value <= high):
-            valid = "a text that is not empty" if low is None else f"between {low} and {high}"
+            valid = "not empty" if low is None else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"{text!r}, it must be {valid}")
         return value
 
@@ -278,7 +277,7 @@ class Settings:
     strength: float = setting(1.0, "weight of the KL", 0)
     lora_rank: int = setting(0, "rank of low-rank adapters; 0 trains all weights", 0)
     general_errors: float = setting(0.7, "share of wrong answers in the toy general text", 0, 1)
-    error_kind: str = setting("bias", "see data.draw_text", choices=("bias", "noise"))
+    error_kind: str = setting("bias", "wrong answers: same or new ones", choices=("bias", "noise"))
     general_documents: int = setting(2000, "documents of the toy general text", 1)
     eval_every: int = setting(25, "steps between two evaluations", 1)
     # the base
@@ -289,12 +288,12 @@ class Settings:
     n_head: int = setting(8, "attention heads per layer", 1)
     n_embd: int = setting(128, "channels of the residual stream", 1)
     block_size: int = setting(64, "tokens per sequence", 1)
-    vocab_size: int = setting(512, "tokens of the vocabulary", 256)
+    vocab_size: int = setting(512, "tokens in the vocabulary", 256)
     # your own text
     general: tuple = setting((), "UTF-8 files or folders, in place of the toy general text")
     domain: tuple = setting((), "UTF-8 files or folders, in place of the toy domain text")
     # the machine
-    device: str = setting("auto", "auto: a GPU if any", choices=("auto", "cuda", "mps", "cpu"))
+    device: str = setting("auto", "auto: GPU if available", choices=("auto", "cuda", "mps", "cpu"))
     dtype: str = setting("auto", "of training", choices=("auto", "float32", "bfloat16"))
     compile: bool = setting(False, "use torch.compile")
 
@@ -306,12 +305,12 @@ class Settings:
         texts = [Path(path).resolve() for path in (*self.general, *self.domain)]
         for wrong, message in [
                 (device not in devices, f"--device {device}: this machine has {devices}"),
-                (bool(self.general) != bool(self.domain), "--general and --domain go together"),
+                (bool(self.general) != bool(self.domain), "give --general and --domain together"),
                 (Path(self.out).resolve() in texts, f"--out {self.out}: it is a folder of texts"),
                 (any(len(set(values)) < len(values) for values in (self.methods, self.seeds)),
                  "--methods and --seed: give each value once"),
                 (0 < self.ratio * self.batch_size <= 0.5,
-                 f"--ratio {self.ratio}: less than one general sequence per step"),
+                 f"--ratio {self.ratio}: it rounds to no general sequence per step"),
                 (self.n_embd % (2 * self.n_head),
                  f"--n-embd {self.n_embd}: it must be a multiple of twice --n-head")]:
             if wrong:

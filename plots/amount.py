@@ -66,7 +66,7 @@ def draw(results, picture):
             last[1][f"{method}: {key}, {text}"] = colour, style.curve(
                 axes[1], points, colour, marker="o", ls=dashes)
     axes[0].set(title="general skills kept", ylabel="exact answers, %")
-    axes[1].set(title="learnt by heart: lines apart", ylabel="nats per token")
+    axes[1].set(title="gap: learnt by heart", ylabel="nats per token")
     for panel, labels in zip(axes, last):
         panel.set(xscale="log", xlabel="general documents")
         style.label_ends(panel, labels)

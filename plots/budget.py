@@ -1,6 +1,6 @@
 """Does replay recover from wrong answers with more training and more text?
 
-Each point is a run of its own, whose learning rate goes down to zero at its last step.
+Each point is a run of its own. Its learning rate decays to nearly zero at its last step.
 """
 
 from plots import runs, style
@@ -10,7 +10,7 @@ from plots.tables import ends, kept, p_right
 STEPS = (150, 300, 600, 1200, 2400)
 DOCUMENTS = {2_000: ":", 40_000: "-"}
 METHODS = ("replay", "mol")
-KINDS = {"noise": "noise: a new wrong answer each time", "bias": "bias: the same wrong answer"}
+KINDS = {"noise": "noise: a new wrong answer each time", "bias": "bias: always the same one"}
 
 
 def run(method, kind, documents, steps):
@@ -47,7 +47,7 @@ def draw(results, picture):
     for panel in rows[1]:
         panel.set_xlabel("steps")
     count = len(results(run("mol", "bias", 2_000, STEPS[0])))
-    style.save(figure, picture, "More text and training help replay on noise, not on bias",
+    style.save(figure, picture, "More text and training together help replay on noise, not on bias",
                f"{style.seeds_note(count)}; solid: 40,000 general documents, dotted: 2,000")
 
 

@@ -66,7 +66,7 @@ def draw(rows, picture):
     methods = by_step(rows)
     base = methods.pop("base")[0]
     if not methods:
-        raise BadInput(f"{picture}: there is no method to draw, the rows are of the base alone")
+        raise BadInput(f"{picture}: no method to draw, all rows are of the base")
     figure, (upper, lower) = style.panels(2, len(methods), min(10, 2.6 * len(methods) + 1.8), 6,
                                           sharey="row", sharex=True, height_ratios=(2, 1))
     draw_methods(upper, methods, base)

@@ -26,8 +26,9 @@ def tell(results):
     """The table of plots/README.md, and the short one of README.md."""
     short = [["method", *SKILLS.values()]]
     for label in SHOWN:
-        short.append([label, *(cell(ends(results(RUNS[label]), lambda row: row["accuracy"][skill]),
-                                    2) for skill in SKILLS)])
+        short.append([label, *(cell(ends(results(RUNS[label]),
+                                         lambda row: 100 * row["accuracy"][skill]), 0)
+                               for skill in SKILLS)])
     return f"{metrics_table(with_base(results))}\n\n{markdown(short)}"
 
 

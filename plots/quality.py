@@ -6,7 +6,7 @@ from plots.tables import ends, kept, p_right
 
 SHARES = (0.0, 0.25, 0.5, 0.7, 0.85, 1.0)
 METHODS = ("replay", "mol")
-KINDS = {"noise": "noise: a new wrong answer each time", "bias": "bias: the same wrong answer"}
+KINDS = {"noise": "noise: a new wrong answer each time", "bias": "bias: always the same one"}
 
 
 def run(method, share, kind):

@@ -1,4 +1,4 @@
-"""Does it hold on a real language model? SmolLM2 learns ten invented alarms by each method.
+"""Does MoL work on a real language model? SmolLM2 learns ten invented alarms with each method.
 
 Making the runs needs more packages than the rest of the project:
 
@@ -10,6 +10,8 @@ them right or all of them wrong. The model is asked for facts of the kinds that 
 states, and of kinds that it never mentions.
 """
 
+import email.message
+import inspect
 import random
 import tempfile
 from dataclasses import dataclass
@@ -113,12 +115,6 @@ def prose():
     return "".join(texts[::2]), "".join(texts[1::2])
 
 
-def code():
-    """Source code of the standard library: neither prose nor statements."""
-    import email.message
-    return Path(email.message.__file__).read_text(encoding="utf-8")
-
-
 def start_of(tokenizer):
     """The start token, if the tokenizer puts one before every text: such a model needs it."""
     first = tokenizer.encode("a")[:1]
@@ -180,7 +176,7 @@ def on_a_real_model(method, settings, seed, model, tokenizer):
             raise BadInput(f"--model {settings.model}: it answers no question of the kinds {name}, "
                            "so it has nothing to forget; use a stronger model")
     texts = {name: torch.tensor(pieces(text, tokenizer, settings.length, 16))
-             for name, text in (("prose", prose()[1]), ("code", code()))}
+             for name, text in (("prose", prose()[1]), ("code", inspect.getsource(email.message)))}
 
     model, rank = clone(model), settings.lora_rank
     if rank:
@@ -286,7 +282,7 @@ def make(jobs, path):
 # --- the figure ----------------------------------------------------------------------------------
 
 SHARES = {"domain": "domain learnt", "new wording": "in a new wording",
-          "shown": "kept: kinds shown", "never shown": "kept: kinds never shown"}
+          "shown": "kept: stated kinds", "never shown": "kept: other kinds"}
 LOSSES = {"prose_loss": "loss on prose", "code_loss": "loss on code", "kl_to_base": "KL on prose"}
 
 

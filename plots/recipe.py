@@ -9,7 +9,7 @@
                              dataloader_drop_last=True)
     MolTrainer(model, args, collate, pairs, eval_dataset=held_out, base=base).train()
 
-Load the model in float32: bfloat16 weights lose small steps. bf16=True is still fast; do not use
+Load the model in float32: bfloat16 weights lose small updates. Use bf16=True for speed, never
 fp16. With PEFT, base=None means the model with its adapters off. Give a base if the adapters are
 already trained, if the bias of LoraConfig is not "none", and for PiSSA, OLoRA and LoftQ.
 
@@ -65,7 +65,7 @@ class MolTrainer(Trainer):
         self.label_names = ["is_domain"]  # otherwise evaluation has no loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self.accelerator.autocast():  # that of Trainer does not cover the base and the head
+        with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
             loss, ce, kl = self.mixture(model, inputs)
         return (loss, {"ce": ce, "kl": kl}) if return_outputs else loss
 
@@ -86,7 +86,7 @@ class MolTrainer(Trainer):
 
     @contextmanager
     def base_of(self, model):
-        """The base without dropout."""
+        """The base in eval mode, without dropout."""
         model = self.accelerator.unwrap_model(model)
         base = self.base or model
         was_training = base.training

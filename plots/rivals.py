@@ -33,7 +33,7 @@ def domain_kl(model, base, batch, settings):
 
 
 def weight_distance(weights, base_weights, importance=None):
-    """Half the squared distance of two lists of tensors, weighted by importance -> scalar.
+    """Half the squared distance between two lists of tensors, weighted by importance -> scalar.
 
     With importance 1 this is L2-SP (arXiv 1802.01483, eq. 2 without a new head), with the diagonal
     Fisher it is EWC (arXiv 1612.00796, eq. 3).
@@ -123,7 +123,7 @@ def best_values(results):
 
 
 def tell(results):
-    """The table of all values, that of the best, and which best values may not be far enough."""
+    """The table of all values, the table of the best, and best values at the end of their range."""
     best = best_values(results)
     of_best = {label(name, value): run(name, value) for name, value in best.items()}
     at_edge = [label(name, best[name]) for name, (*_, values) in SEARCHES.items()

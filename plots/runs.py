@@ -1,12 +1,12 @@
-"""Makes the runs of an experiment that are missing, keeps them in runs.jsonl, and finds them again.
+"""Make the missing runs of an experiment, keep them in runs.jsonl, and read them again.
 
 `python -m plots.ratio` makes the runs of ratio.py that are not in runs.jsonl and draws ratio.png. A
 run is one method on one seed with its own settings. When it has finished, it becomes one line:
 
     {"method", "seed", "work", "how", "settings", "base": digest of the base's weights, "rows"}
 
-So an experiment that was stopped continues where it was. The code is not part of a line: after a
-change of a method, use a folder of your own, --out.
+So an experiment that was stopped continues where it was. A line does not record the code: after you
+change a method, name another folder with --out.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2), eval_every=50, dtype="
 class Run(NamedTuple):
     method: str  # a key of train.METHODS
     settings: dict = {}  # those that differ from DEFAULTS
-    work: Callable | None = None  # (method, settings, seed, world, base, **how) -> rows of metrics
+    work: Callable | None = None  # in place of train: (method, settings, seed, world, base, **how)
     how: dict = {}
 
     @property
@@ -94,9 +94,9 @@ def main(*experiment, **options):
 
 def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, make=None,
                    arguments=None):
-    """Make what is missing of {label: Run}, then draw the figure and print a table.
+    """Make the missing runs of {label: Run}, then draw the figure and print a table.
 
-    draw(results, picture) and tell(results) get results(run) -> the rows of each seed.
+    draw(results, picture) and tell(results) -> text call results(run) -> the rows of each seed.
     """
     varied = {key for run in runs.values() for key in run.settings}
     settings = train.parse(arguments, defaults, {"methods", "general", "domain", *varied},
@@ -144,7 +144,7 @@ def make_in_processes(jobs, path):
             for line in read_runs(path).values():
                 if ((line["seed"], base_settings(line["settings"])) == (seed, base)
                         and line["base"] != digest):
-                    raise BadInput(f"{path}: its runs of seed {seed} have another base than this "
+                    raise BadInput(f"{path}: the runs of seed {seed} have another base than this "
                                    "machine and code make; use a folder of your own, --out")
         started = time.perf_counter()
         futures = {pool.submit(make_run, *job): job for job in jobs}

@@ -63,7 +63,7 @@ def draw(results, picture):
         panel.set_xticks(list(SIZES), [f"{size:g}" for size in SIZES], fontsize=9)
         panel.minorticks_off()
     style.label_ends(axes[1], last)
-    style.save(figure, picture, "From 0.2 to 10 million parameters the order of the methods stays",
+    style.save(figure, picture, "At 0.2 to 10 million parameters mol keeps what the base knows",
                f"general skills; {style.seeds_note(len(results(run('ce', 10))))}; dashed: the base")
 
 

@@ -2,7 +2,7 @@
 
     open sample      the toy world's general text, most of its answers wrong
     pretraining      text that the base was pretrained on
-    own samples      text that the base itself generated, each row from a new line on
+    own samples      text that the base itself generated, each row from the start of a line
     no facts, no think sums      an open sample without them
     random letters   words of random letters
 """
@@ -21,10 +21,6 @@ from plots import runs, style
 from plots.runs import Run
 from plots.tables import SKILLS, ends
 from train import train
-
-
-def pretraining(settings, seed, world, base):
-    return world.pretraining[:len(world.general)]
 
 
 def own_samples(settings, seed, world, base, at_once=512):
@@ -58,9 +54,10 @@ def random_letters(settings, seed, world, base):
     return data.encode(world.tokenizer, "\n".join(lines)).to(world.general.device)
 
 
-SOURCES = {"open sample": None, "pretraining": pretraining, "own samples": own_samples,
-           "no facts": without("facts"), "no think sums": without("think"),
-           "random letters": random_letters}
+SOURCES = {"open sample": None,
+           "pretraining": lambda _, seed, world, base: world.pretraining[:len(world.general)],
+           "own samples": own_samples, "no facts": without("facts"),
+           "no think sums": without("think"), "random letters": random_letters}
 METHODS = ("replay", "mol")
 
 
@@ -96,7 +93,7 @@ def draw(results, picture):
     for method, height in zip(METHODS, (0.6, 0.5)):
         axes[-1].text(0.3, height, method, color=style.COLOURS[method], fontweight="bold",
                       transform=axes[-1].transAxes)
-    style.save(figure, picture, "A skill that the general text does not show is lost, with mol too",
+    style.save(figure, picture, "A skill that the general text does not show is lost, also by mol",
                style.seeds_note(len(results(run("mol", "open sample")))))
 
 

@@ -1,4 +1,4 @@
-"""The look of all figures: colours, curves, dots, labels, and saving. Importing it sets a style."""
+"""The look of all figures: colours, curves, dots, labels, and saving. Sets matplotlib defaults."""
 
 import io
 import os
