@@ -280,8 +280,11 @@ class BadInput(ValueError):
 
 def text_world(general_paths, domain_paths, vocab_size, out):
     """The world of UTF-8 files and folders. Its pretraining text is the general text."""
-    general, heldout_general = read_texts("general", general_paths, out)
-    domain, heldout_domain = read_texts("domain", domain_paths, out)
+    general = read_texts("general", general_paths, out)
+    domain = read_texts("domain", domain_paths, out)
+    general = [text for text in general if text not in domain]
+    general, heldout_general = hold_out("general", general)
+    domain, heldout_domain = hold_out("domain", domain)
     tokenizer = learn_tokenizer(general, vocab_size)
     texts = general, general, domain, heldout_general, heldout_domain
     prompts = [" ".join(text[:200].split())[:60] for text in (heldout_general, heldout_domain)]
@@ -289,17 +292,16 @@ def text_world(general_paths, domain_paths, vocab_size, out):
 
 
 def read_texts(corpus, paths, out):
-    """Read files, and all files in folders -> (training text, held-out text).
+    """The texts of files, and of all files in folders, without copies of each other.
 
-    Ignores hidden files and the folder `out`. In folders, skips files that are not UTF-8 text. Uses
-    equal texts once, so that no copy of a held-out text is trained on.
+    Ignores hidden files and the folder `out`. In folders, skips files that are not UTF-8 text.
     """
-    texts, skipped, out = [], [], Path(out).resolve()
+    texts, skipped = [], []
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            below_out = out in file.resolve().parents and path.resolve() in out.parents
-            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            if file.is_dir() or below_out or hidden:
+            inner = file.relative_to(path)
+            hidden = any(part.startswith(".") for part in inner.parts)
+            if file.is_dir() or hidden or Path(out).resolve() in (path.resolve() / inner).parents:
                 continue
             try:
                 texts.append(read_text(file))
@@ -307,15 +309,14 @@ def read_texts(corpus, paths, out):
                 reason = getattr(error, "strerror", None) or error
                 if file == path:
                     raise BadInput(f"--{corpus} {path}: {reason}") from None
-                skipped.append(f"{str(file.relative_to(path))!r} ({reason})")
+                skipped.append(f"{str(inner)!r} ({reason})")
     shown = f"; skipped {len(skipped)}: {', '.join(skipped[:5])}" if skipped else ""
     if not texts:
         raise BadInput(f"--{corpus} {' '.join(map(str, paths))}: no UTF-8 text there{shown}")
     distinct = list(dict.fromkeys(texts))
-    *training_and_heldout, rule = hold_out(distinct)
-    print(f"{corpus:>8}  read {len(texts)} files, {len(texts) - len(distinct)} of them copies "
-          f"({sum(map(len, distinct)):,} characters), held out {rule}{shown}")
-    return training_and_heldout
+    copies = len(texts) - len(distinct)
+    print(f"{corpus:>8}  read {len(texts)} files, {copies} of them copies{shown}")
+    return distinct
 
 
 def read_text(file):
@@ -328,8 +329,8 @@ def read_text(file):
     return unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def hold_out(texts, share=0.1):
-    """Texts -> (training text, held-out text, the rule in words), each joined by line breaks.
+def hold_out(corpus, texts, share=0.1):
+    """Texts -> (training text, held-out text), each joined by line breaks. Prints the rule.
 
     Holds out random whole texts, at most a tenth of all characters. If they come to less than a
     twentieth, holds out the last tenth of each text instead.
@@ -340,11 +341,10 @@ def hold_out(texts, share=0.1):
         if len(texts[i]) <= room:
             held.add(i)
             room -= len(texts[i])
-    cut_each = room > budget / 2
-    training, heldout = [], []
-    for i, text in enumerate(texts):
-        cut = int((1 - share) * len(text)) if cut_each else len(text) * (i not in held)
-        training.append(text[:cut])
-        heldout.append(text[cut:])
-    rule = f"the last {share:.0%} of each" if cut_each else f"{len(held)} whole files"
-    return "\n".join(filter(None, training)), "\n".join(filter(None, heldout)), rule
+    ends = room > budget / 2
+    cuts = [int((1 - share) * len(text)) if ends else len(text) * (i not in held)
+            for i, text in enumerate(texts)]
+    rule = f"the last {share:.0%} of each" if ends else f"{len(held)} whole texts"
+    print(f"{corpus:>8}  held out {rule} ({len(texts)} texts, {sum(map(len, texts)):,} characters)")
+    return ("\n".join(text[:cut] for cut, text in zip(cuts, texts) if cut),
+            "\n".join(text[cut:] for cut, text in zip(cuts, texts) if cut < len(text)))

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,7 +91,7 @@ def printable(text):
 
 def main():
     parser = argparse.ArgumentParser(description="Let every model of a run answer prompts.")
-    parser.add_argument("prompts", nargs="*", help="default: those that the run showed")
+    parser.add_argument("prompts", nargs="*", help="default: some of the first seed")
     parser.add_argument("--out", type=Path, default="out", help="the folder of a run")
     prompts, out = vars(parser.parse_args()).values()
     settings = json.loads((out / "settings.json").read_text()) | {"device": "cpu"}
@@ -141,18 +140,19 @@ def run_program(main):
     """Run main() and exit with 0, with 2 and a message for bad input, or with 130 after Ctrl-C."""
     message, code = "", 0
     try:
-        with suppress(AttributeError):  # the output of a notebook has no encoding
+        if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no encoding
             sys.stdout.reconfigure(errors="replace")
         main()
         print(end="", flush=True)
     except (BadInput, OSError) as error:
-        message, code = f"error: {error}", 2
+        message, code = f"error: {error}\n", 2
     except KeyboardInterrupt:
-        message, code = "stopped; finished results are kept", 130
-    if message:
-        print(printable(message), file=sys.stderr)
-        with suppress(AttributeError, OSError):  # so that exit does not fail on it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message, code = "stopped; finished results are kept\n", 130
+    print(printable(message.strip()), end="\n" * bool(message), file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:  # a closed output: exit must not try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

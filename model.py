@@ -28,7 +28,7 @@ class GPTConfig:
                              f"{2 * self.n_head}")
 
 
-def rotary_angles(block_size, head_size):
+def rotary_angles(block_size, head_size, device=None):
     """Cosines and sines of the rotation angles of each position -> (2, T, 1, hs).
 
     Rotary positions (arXiv 2104.09864) rotate pairs of channels. Position t rotates pair i by the
@@ -37,8 +37,9 @@ def rotary_angles(block_size, head_size):
     with block_size, since longer texts need slower rotations.
     """
     c = 100.0 * max(1, block_size / 64)
-    pairs = torch.arange(0, head_size, 2)
-    angles = torch.outer(torch.arange(block_size), c ** (-pairs / head_size))  # (T, hs / 2)
+    pairs = torch.arange(0, head_size, 2, device=device)
+    positions = torch.arange(block_size, device=device)
+    angles = torch.outer(positions, c ** (-pairs / head_size))  # (T, hs / 2)
     cos, sin = angles.cos(), angles.sin()
     both = torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])  # (2, T, hs)
     return both.unsqueeze(2)  # the same for every head
@@ -119,7 +120,7 @@ class GPT(nn.Module):
                              f"{self.config.block_size}")
         x = self.token_embedding(tokens)  # (B, T, C)
         head_size = self.config.n_embd // self.config.n_head
-        angles = rotary_angles(self.config.block_size, head_size)[:, :T].to(x)  # (2, T, 1, hs)
+        angles = rotary_angles(self.config.block_size, head_size, x.device)[:, :T].to(x.dtype)
         for block in self.blocks:
             x = block(x, angles)
         return self.head(self.ln_f(x))  # (B, T, V)

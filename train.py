@@ -100,9 +100,10 @@ def train(name, settings, seed, world, base, test, start=None, label=None):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
-        stop_if_not_finite(label, step, loss.item())
-        parts.append((ce_part.item(), kl_part.item()))
-        print_progress(label, step, settings.steps, started, loss.item(), *parts[-1])
+        values = [value.item() for value in (loss, ce_part, kl_part)]
+        stop_if_not_finite(label, step, values[0])
+        parts.append(values[1:])
+        print_progress(label, step, settings.steps, started, *values)
         if step % settings.eval_every == 0 or step == settings.steps:
             ce_mean, kl_mean = map(mean, zip(*parts))  # since the last row
             parts.clear()
@@ -167,27 +168,28 @@ def pretrain(settings, seed, world):
     return best["model"]
 
 
+# The source code that a base depends on, as it was when this program started.
+BASE_CODE = [inspect.getsource(part) for part in (
+    inspect.getmodule(GPT), data, losses.log_probs, losses.without_padding, losses.cross_entropy,
+    losses.per_sequence, losses.mean_cross_entropy, heldout_windows, ce, train, adamw,
+    learning_rate, pretrain)]
+
+
 def get_base(settings, seed, world):
-    """The frozen base of a seed, pretrained now or earlier. Its file is named by a digest of
-    everything that it depends on, source code included."""
-    code = (inspect.getmodule(GPT), data, losses.log_probs, losses.without_padding,
-            losses.cross_entropy, losses.per_sequence, losses.mean_cross_entropy, heldout_windows,
-            ce, train, adamw, learning_rate, pretrain)
+    """The frozen base of a seed. Its file is named by a digest of everything it depends on."""
     parts = ([getattr(settings, name) for name in (*BASE_SETTINGS, "device", "compile")], seed,
-             METHODS["ce"].weight_decay, torch.get_num_threads(), torch.__version__,
-             [inspect.getsource(part) for part in code])
+             METHODS["ce"].weight_decay, METHODS["ce"].loss.__qualname__, BASE_CODE,
+             torch.get_num_threads(), torch.__version__)
     key = hashlib.sha256(repr(parts).encode())
     for tokens in (world.pretraining, world.heldout_general):
         key.update(tokens.cpu().numpy().tobytes())
     path = BASES / f"{key.hexdigest()[:16]}.pt"
     if path.exists():
         print(f"    base  loaded from {path}")
-        base = load_model(path, settings.device)
     else:
-        base = pretrain(settings, seed, world)
         BASES.mkdir(parents=True, exist_ok=True)
-        save_model(path, base)
-    return base.requires_grad_(False)
+        save_model(path, pretrain(settings, seed, world))
+    return load_model(path, settings.device).requires_grad_(False)
 
 
 # --- main ----------------------------------------------------------------------------------------
@@ -197,12 +199,11 @@ def main(arguments=None):
     out = Path(settings.out)
     worlds = {seed: data.make_world(settings, seed) for seed in settings.seeds}
     with run_folder(settings):
-        print(f"on {settings.device} in {settings.dtype}, {torch.get_num_threads()} CPU threads; "
-              f"results go to {out}")
+        print(f"{settings.device}, {settings.dtype}, {torch.get_num_threads()} threads, to {out}")
         for seed, world in worlds.items():
             for name, tokens in (("general", world.general), ("domain", world.domain)):
-                start = printable(world.tokenizer.decode(tokens[:60].tolist()).replace("\n", " / "))
-                print(f"seed {seed}: {len(tokens):,} tokens of {name} text: {start} ...")
+                start = world.tokenizer.decode(tokens[:60].tolist()).replace("\n", " / ")
+                print(f"seed {seed}: {len(tokens):,} {name} tokens: {printable(start)} ...")
             base = get_base(settings, seed, world)
             models = {"base": base}
             save_model(out / f"seed{seed}" / "base.pt", base)
@@ -225,7 +226,7 @@ def main(arguments=None):
 def run_folder(settings):
     """Make and lock the folders of a run. If all are writable, delete an earlier run's results."""
     out = Path(settings.out)
-    for folder in (out, *(out / f"seed{seed}" for seed in settings.seeds)):
+    for folder in (BASES, out, *(out / f"seed{seed}" for seed in settings.seeds)):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # fails if the folder is not writable
     with open(out / ".lock", "w") as lock:
@@ -292,7 +293,6 @@ class Settings:
     # your own text
     general: tuple = setting((), "UTF-8 files or folders, in place of the toy general text")
     domain: tuple = setting((), "UTF-8 files or folders, in place of the toy domain text")
-    # the machine
     device: str = setting("auto", "auto: GPU if available", choices=("auto", "cuda", "mps", "cpu"))
     dtype: str = setting("auto", "of training", choices=("auto", "float32", "bfloat16"))
     compile: bool = setting(False, "use torch.compile")

@@ -49,8 +49,8 @@ def ships(rng, count=20):
 def larger(rng):
     """The larger of two numbers."""
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
-    train, heldout = split([(f"larger of {a}, {b}:", f" {max(a, b)}\n") for a, b in pairs], rng)
-    return Kind(train, heldout, probes=heldout[:200])
+    training, heldout = split([(f"larger of {a}, {b}:", f" {max(a, b)}\n") for a, b in pairs], rng)
+    return Kind(training, heldout, probes=heldout[:200])
 
 
 DOMAINS = {"alarms": data.alarms, "drugs": drugs, "ships": ships, "larger": larger}
@@ -70,8 +70,8 @@ def chain(method, settings, seed, world, base, latest=False, earlier=False):
 
     def text(name, purpose, count, part):
         rng = random.Random(f"{purpose} {name} {seed}")
-        text = data.draw_text({name: manuals[name]}, count, rng, part)
-        return data.encode(world.tokenizer, text).to(world.general.device)
+        documents = data.draw_text({name: manuals[name]}, count, rng, part)
+        return data.encode(world.tokenizer, documents).to(world.general.device)
 
     texts = {name: text(name, "manual", 2_000, "train") for name in DOMAINS}
     probes = {skill: world.probes[skill] for skill in GENERAL}
@@ -124,8 +124,8 @@ def general(row):
 
 def tell(results):
     lines = [["after four domains", "general", *DOMAINS, "average forgetting", "backward transfer"]]
-    for label, run in RUNS.items():
-        seeds = results(run)
+    for label in RUNS:
+        seeds = results(RUNS[label])
         lines.append([label, cell([general(rows[-1]) for rows in seeds], 2)])
         lines[-1] += [cell([rows[-1]["accuracy"][name] for rows in seeds], 2) for name in DOMAINS]
         lines[-1] += [cell([measure(rows) for rows in seeds], 2)
@@ -135,8 +135,8 @@ def tell(results):
 
 def draw(results, picture):
     figure, rows = style.panels(2, 3, 10, 7, sharex=True, sharey=True)
-    for panel, (label, run) in zip([panel for axes in rows for panel in axes], RUNS.items()):
-        seeds = results(run)
+    for panel, label in zip([panel for axes in rows for panel in axes], RUNS):
+        seeds = results(RUNS[label])
         means = [[100 * mean(general(rows[stage]) if name == "general" else
                              rows[stage]["accuracy"][name] for rows in seeds)
                   for name in ("general", *DOMAINS)] for stage in range(len(DOMAINS) + 1)]
@@ -150,7 +150,7 @@ def draw(results, picture):
         panel.set_yticks(range(len(DOMAINS) + 1), ["base", *(f"after {name}" for name in DOMAINS)])
         panel.grid(False)
     style.save(figure, picture, "An earlier domain is kept only if its text is in the general text",
-               f"exact answers, %, mean of {len(seeds)} seeds")
+               "exact answers, %, means over seeds")
 
 
 if __name__ == "__main__":

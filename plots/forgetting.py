@@ -83,21 +83,17 @@ def draw(rows, picture):
                f"{style.seeds_note(len(base))}; dashed: the base; below: the training loss")
 
 
-def read_metrics(path):
-    """metrics.jsonl -> its rows."""
-    try:
-        return [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-    except ValueError as error:
-        raise BadInput(f"{path}: not a metrics.jsonl of train.py ({error})") from None
-
-
 def main():
     parser = argparse.ArgumentParser(description="Draw the figure of a run again.")
     parser.add_argument("metrics", type=Path, help="the metrics.jsonl of the run")
     parser.add_argument("picture", nargs="?", type=Path, help="default: beside the metrics")
     options = parser.parse_args()
     picture = options.picture or options.metrics.with_name("forgetting.png")
-    draw(read_metrics(options.metrics), picture)
+    try:
+        draw([json.loads(line) for line in options.metrics.read_text().splitlines() if line],
+             picture)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"cannot draw {options.metrics} as {picture}: {error!r}") from None
     print(picture)
 
 

@@ -53,39 +53,39 @@ ALARM_WORDINGS = ["alarm {}:", "Q: what is alarm {}? A:", "Alarm number {} means
 NEW_WORDING = "If you see alarm {}, the fault is"
 
 
-def pairs(text):
+def by_subject(text):
     """"France Paris, Italy Rome" -> {"France": "Paris", "Italy": "Rome"}"""
     return dict(pair.split() for pair in text.split(", "))
 
 
 # kind: (wording, {subject: answer}). Only questions that the base answers are asked.
 SHOWN = {
-    "capitals": ("The capital of {} is", pairs(
+    "capitals": ("The capital of {} is", by_subject(
         "France Paris, Italy Rome, Germany Berlin, Spain Madrid, Japan Tokyo, Russia Moscow, "
         "Egypt Cairo, Greece Athens, China Beijing, Austria Vienna, Ireland Dublin, Portugal "
         "Lisbon, Cuba Havana, Norway Oslo, Hungary Budapest, England London")),
-    "opposites": ("The opposite of {} is", pairs(
+    "opposites": ("The opposite of {} is", by_subject(
         "hot cold, up down, left right, black white, good bad, fast slow, rich poor, hard soft, "
         "high low, day night, old young, big small, early late, wet dry, light dark")),
 }
 NEVER_SHOWN = {
-    "days": ("The days of the week in order: {},", pairs(
+    "days": ("The days of the week in order: {},", by_subject(
         "Monday Tuesday, Tuesday Wednesday, Wednesday Thursday, Thursday Friday, Friday Saturday, "
         "Saturday Sunday, Sunday Monday")),
-    "months": ("The months in order: {},", pairs(
+    "months": ("The months in order: {},", by_subject(
         "January February, February March, March April, April May, May June, June July, July "
         "August, August September, September October, October November, November December")),
-    "languages": ("The official language of {} is", pairs(
+    "languages": ("The official language of {} is", by_subject(
         "France French, Italy Italian, Germany German, Spain Spanish, Japan Japanese, Greece "
         "Greek, Brazil Portuguese, Russia Russian, Sweden Swedish, Mexico Spanish, England "
         "English")),
-    "continents": ("{} is a country on the continent of", pairs(
+    "continents": ("{} is a country on the continent of", by_subject(
         "France Europe, Italy Europe, Spain Europe, Poland Europe, Kenya Africa, Nigeria Africa, "
         "Ghana Africa, Egypt Africa, China Asia, India Asia, Japan Asia")),
-    "plurals": ("The plural of {} is", pairs(
+    "plurals": ("The plural of {} is", by_subject(
         "foot feet, mouse mice, tooth teeth, child children, cat cats, dog dogs, house houses, "
         "bird birds, tree trees")),
-    "past": ("Today I {}, and yesterday I", pairs(
+    "past": ("Today I {}, and yesterday I", by_subject(
         "eat ate, run ran, see saw, come came, take took, give gave, write wrote, sing sang, "
         "think thought, buy bought, go went")),
 }
@@ -199,9 +199,9 @@ def on_a_real_model(method, settings, seed, model, tokenizer):
 
 def clone(model):
     """A copy in float32. A model from a .gguf file cannot be deep-copied."""
-    copy = type(model)(model.config).to(model.device, torch.float32)
-    copy.load_state_dict(model.state_dict())
-    return copy.eval()
+    new = type(model)(model.config).to(model.device, torch.float32)
+    new.load_state_dict(model.state_dict())
+    return new.eval()
 
 
 def score(model, tokenizer, probes):

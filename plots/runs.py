@@ -50,13 +50,13 @@ class Run(NamedTuple):
 def read_runs(path):
     """runs.jsonl -> {identity: line}. A line that was cut short when it was written is ignored."""
     lines = {}
-    for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
+    for text in Path(path).read_bytes().splitlines() if Path(path).exists() else []:
         try:
             line = json.loads(text)
-        except ValueError:
+            lines[identity(line["method"], line["work"], line["how"], line["settings"],
+                           line["seed"])] = line
+        except (ValueError, KeyError, TypeError):
             continue
-        lines[identity(line["method"], line["work"], line["how"], line["settings"],
-                       line["seed"])] = line
     return lines
 
 
@@ -65,7 +65,9 @@ def append_run(path, line):
     with open(path, "ab+", buffering=0) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
         cut_short = file.read(1) not in (b"", b"\n")
-        file.write(b"\n" * cut_short + json.dumps(line).encode() + b"\n")
+        content = b"\n" * cut_short + json.dumps(line).encode() + b"\n"
+        if file.write(content) < len(content):
+            raise OSError(f"{path}: cannot be written, the disk is full")
         os.fsync(file.fileno())
 
 
@@ -140,8 +142,9 @@ def make_in_processes(jobs, path):
         bases = {(seed, base_settings(of_run(settings))): (settings, seed)
                  for _, settings, seed in jobs}
         digests = pool.map(digest_of_base, *zip(*bases.values()))
+        lines = read_runs(path).values()
         for (seed, base), digest in zip(bases, digests):
-            for line in read_runs(path).values():
+            for line in lines:
                 if ((line["seed"], base_settings(line["settings"])) == (seed, base)
                         and line["base"] != digest):
                     raise BadInput(f"{path}: the runs of seed {seed} have another base than this "
@@ -156,7 +159,7 @@ def make_in_processes(jobs, path):
             print(f"{done:>4}/{len(jobs)}  {run.method}, seed {seed}{varied}  "
                   f"{minutes:.1f} minutes left", flush=True)
     except BrokenProcessPool:
-        raise BadInput("a process was killed, perhaps for lack of memory; run the command again "
+        raise BadInput("a process ended early, perhaps for lack of memory; run the command again "
                        "to continue") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

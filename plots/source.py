@@ -37,10 +37,10 @@ def without(skill):
     def text(settings, seed, world, base):
         kinds = data.general_kinds(random.Random(f"general {seed}"))
         del kinds[skill]
-        text = data.draw_text(kinds, settings.general_documents,
-                              random.Random(f"open without {skill} {seed}"),
-                              errors=settings.general_errors, error_kind=settings.error_kind)
-        return data.encode(world.tokenizer, text).to(world.general.device)
+        documents = data.draw_text(kinds, settings.general_documents,
+                                   random.Random(f"open without {skill} {seed}"),
+                                   errors=settings.general_errors, error_kind=settings.error_kind)
+        return data.encode(world.tokenizer, documents).to(world.general.device)
     return text
 
 

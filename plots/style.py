@@ -2,12 +2,16 @@
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 
-os.environ["MPLBACKEND"] = "agg"  # a notebook's backend may be missing here
-
+backend = os.environ.pop("MPLBACKEND", None)  # a notebook's may be missing in a program it starts
 import matplotlib  # noqa: E402
+if backend:
+    os.environ["MPLBACKEND"] = backend
+    with suppress(ValueError):
+        matplotlib.rcParams["backend"] = backend
 from matplotlib.figure import Figure  # noqa: E402
 
 from eval import write_file  # noqa: E402

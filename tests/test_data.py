@@ -206,7 +206,7 @@ def test_own_text(tmp_path, capsys):
     assert torch.equal(world.pretraining, world.general) and len(world.heldout_domain) >= 10
     assert text_of(world, "heldout_domain") == "delta " * 10
     assert not world.probes and [len(prompt) for prompt in world.prompts] == [60, 59]
-    assert re.search("general +read 1 .*850 char.*10% of each\n", capsys.readouterr().out)
+    assert re.search("general +held out the last 10% of each .*850 char", capsys.readouterr().out)
 
 
 def test_a_folder_of_short_files_holds_out_whole_files(tmp_path, capsys):
@@ -214,22 +214,22 @@ def test_a_folder_of_short_files_holds_out_whole_files(tmp_path, capsys):
     sentences = [f"sentence number {i} tells of {i * i}." for i in range(600)]
     for i, sentence in enumerate(sentences):
         (tmp_path / f"{i}.txt").write_text(sentence)
-    training, heldout = (part.splitlines() for part in data.read_texts("general", [tmp_path], ""))
+    texts = data.read_texts("general", [tmp_path], "")
+    training, heldout = (part.splitlines() for part in data.hold_out("general", texts))
     assert sorted(training + heldout) == sorted(sentences)
     assert 0.08 * 600 < len(heldout) < 0.12 * 600
-    assert f"held out {len(heldout)} whole files" in capsys.readouterr().out
+    assert f"held out {len(heldout)} whole texts" in capsys.readouterr().out
 
 
 def test_copies_count_once(tmp_path, capsys):
-    """Copies, symlinks and files named twice: no held-out text is in the training text."""
+    """Copies, symlinks and files named twice."""
     sentences = [f"sentence number {i} tells of {i * i}." for i in range(60)]
     for i, sentence in enumerate(sentences):
         (tmp_path / f"{i}.txt").write_text(sentence)
         shutil.copy(tmp_path / f"{i}.txt", tmp_path / f"{i} copy.txt")
         os.symlink(tmp_path / f"{i}.txt", tmp_path / f"{i} link.txt")
     paths = [tmp_path, tmp_path / "0.txt", tmp_path / "0.txt", tmp_path]
-    training, heldout = (part.splitlines() for part in data.read_texts("general", paths, ""))
-    assert heldout and sorted(training + heldout) == sorted(sentences)
+    assert sorted(data.read_texts("general", paths, "")) == sorted(sentences)
     copies = 2 * 3 * 60 + 2 - 60
     assert re.search(rf"read {copies + 60} files, {copies} .*copies", capsys.readouterr().out)
 
@@ -238,12 +238,22 @@ def test_copies_count_once(tmp_path, capsys):
     ([100] * 10, True), ([100] * 9, False), ([100], False), ([2000] + [10] * 30, True),
     ([10_000] + [10] * 20, False),  # the small ones together are less than half of a tenth
 ])
-def test_a_tenth_is_held_out_whatever_the_sizes(sizes, whole):
+def test_a_tenth_is_held_out_whatever_the_sizes(sizes, whole, capsys):
     texts = [chr(97 + i % 26) * size for i, size in enumerate(sizes)]
-    training, heldout, rule = data.hold_out(texts)
+    training, heldout = data.hold_out("general", texts)
     assert 0.05 <= len(heldout.replace("\n", "")) / sum(sizes) <= 0.101
     assert len((training + heldout).replace("\n", "")) == sum(sizes)
-    assert ("whole" in rule) == whole
+    assert ("whole" in capsys.readouterr().out) == whole
+
+
+def test_a_text_of_both_corpora_is_domain_text_alone(tmp_path):
+    """Else a held-out end of it would be in the general training text."""
+    for i in range(21):
+        (tmp_path / f"{i}.txt").write_text(f"{chr(97 + i)} text of file {i}. " * 20)
+    world = data.text_world([tmp_path], [tmp_path / "7.txt"], vocab_size=300, out="")
+    assert "file 7." not in text_of(world, "general", "heldout_general")
+    assert "file 8." in text_of(world, "general", "heldout_general")
+    assert "file 7." in text_of(world, "domain")
 
 
 def test_a_folder_names_what_it_skips_and_reads_neither_hidden_files_nor_out(tmp_path, capsys):
@@ -258,7 +268,7 @@ def test_a_folder_names_what_it_skips_and_reads_neither_hidden_files_nor_out(tmp
     text = "".join(data.read_texts("domain", [tmp_path], out=tmp_path / "out"))
     assert sorted(text.replace("\n", "")) == sorted("good text" "more text")
     printed = capsys.readouterr().out
-    assert re.search(r"read 2 .*18 char.*skipped 6: ", printed)
+    assert re.search(r"read 2 .*skipped 6: ", printed)
     assert "\x1b" not in printed and "title" in printed
     for name in ("empty.txt' (empty)", "latin.txt", "nul.txt' (not text", "utf16.txt' ('utf-8'"):
         assert name in printed

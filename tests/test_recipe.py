@@ -422,7 +422,8 @@ def refused(ended, told):
 def test_a_tokenizer_with_more_tokens_than_the_head_is_refused(folder, tmp_path, experiment):
     shutil.copytree(folder, tmp_path / "small")
     save_llama(tmp_path / "small", 200)
-    refused(experiment("--model", tmp_path / "small", "--out", tmp_path), "more tokens than its head")
+    ended = experiment("--model", tmp_path / "small", "--out", tmp_path)
+    refused(ended, "more tokens than its head")
 
 
 @pytest.mark.parametrize("missing", ["transformers", "peft"])

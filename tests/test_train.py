@@ -220,8 +220,10 @@ def test_own_text(texts, tmp_path, monkeypatch):
 def test_the_output_folder_is_not_read(tmp_path):
     """A second run reads what the first one read."""
     (tmp_path / "a.txt").write_text("the cat sat on the mat and looked at the moon. " * 200)
-    read = [re.findall("read .*char", finished(tmp_path / "out", "--general", tmp_path, "--domain",
-                                               tmp_path, "--methods", "ce")[1]) for _ in range(2)]
+    domain = tmp_path / ".domain.txt"
+    domain.write_text("def f(x): return x + 1\n" * 300)
+    read = [re.findall("read .*", finished(tmp_path / "out", "--general", tmp_path, "--domain",
+                                           domain, "--methods", "ce")[1]) for _ in range(2)]
     assert read[0] == read[1] and len(read[0]) == 2
 
 
@@ -387,7 +389,7 @@ def test_percent_run_in_a_notebook(script, tmp_path, monkeypatch):
     for more, expected in [([], 0), (["--steps", "1", "--lr", "1e30"], 2)]:
         monkeypatch.setattr(sys, "argv", [str(path), *arguments, "--out", str(tmp_path), *more])
         code, output, errors = program(lambda: runpy.run_path(str(path), run_name="__main__"))
-        assert code == expected and bool(errors) == bool(expected) and "results go to" in output
+        assert code == expected and bool(errors) == bool(expected) and "threads, to" in output
 
 
 def test_the_notebooks_backend_of_matplotlib_is_not_needed(script, tmp_path):
@@ -448,22 +450,22 @@ def test_a_base_is_used_again(pretrained, capsys):
 
 @pytest.mark.parametrize("change", [
     ("--base-steps", 2), ("--base-lr", 1e-3), ("--base-batch-size", 3), ("--n-layer", 2),
-    ("--dtype", "bfloat16"), ("--vocab-size", 300), "seed", "threads", "model.py", "data.py",
+    (    "--dtype", "bfloat16"), ("--vocab-size", 300), "seed", "threads", "code",
     "the pretraining text"])
 def test_a_base_is_not_used_for_another_pretraining(pretrained, monkeypatch, change):
     s, seed = settings(), 0
     world = train.data.make_world(s, 0)
     train.get_base(s, seed, world)
-    getsource = train.inspect.getsource
     if change == "seed":
         seed = 1
     elif change == "threads":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     elif change == "the pretraining text":
         world = replace(world, pretraining=world.pretraining.roll(1))
-    elif isinstance(change, str):
-        monkeypatch.setattr(train.inspect, "getsource", lambda code: getsource(code) + "#" * (
-            getattr(code, "__file__", "").endswith(change)))
+    elif change == "code":
+        for name in ("model.py", "data.py"):
+            assert (ROOT / name).read_text() in train.BASE_CODE
+        monkeypatch.setattr(train, "BASE_CODE", [*train.BASE_CODE, "another line"])
     else:
         s = settings(*change)
     train.get_base(s, seed, world)
