@@ -66,7 +66,7 @@ def draw(rows, picture):
     methods = by_step(rows)
     base = methods.pop("base")[0]
     if not methods:
-        raise BadInput(f"{picture}: no method to draw, all rows are of the base")
+        raise BadInput("no method to draw, all rows are of the base")
     figure, (upper, lower) = style.panels(2, len(methods), min(10, 2.6 * len(methods) + 1.8), 6,
                                           sharey="row", sharex=True, height_ratios=(2, 1))
     draw_methods(upper, methods, base)
@@ -76,9 +76,9 @@ def draw(rows, picture):
         title = "General skills kept: " + ", ".join(
             f"{method} {mean(map(kept, seeds)):.0f}%" for method, seeds in ends.items())
     else:
+        before, *after = ([row["general_loss"] for row in rows] for rows in (base, *ends.values()))
         title = "General loss, compared with the base: " + ", ".join(
-            f"{method} {mean(row['general_loss'] for row in seeds) - base[0]['general_loss']:+.2f}"
-            for method, seeds in ends.items())
+            f"{method} {mean(loss) - mean(before):+.2f}" for method, loss in zip(ends, after))
     style.save(figure, picture, title,
                f"{style.seeds_note(len(base))}; dashed: the base; below: the training loss")
 
@@ -93,7 +93,7 @@ def main():
         draw([json.loads(line) for line in options.metrics.read_text().splitlines() if line],
              picture)
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"cannot draw {options.metrics} as {picture}: {error!r}") from None
+        raise BadInput(f"cannot draw {options.metrics} as {picture}: {error}") from None
     print(picture)
 
 

@@ -47,14 +47,17 @@ class Run(NamedTuple):
 
 # --- runs.jsonl ----------------------------------------------------------------------------------
 
-def read_runs(path):
-    """runs.jsonl -> {identity: line}. A line that was cut short when it was written is ignored."""
+def read_runs(path, defaults=DEFAULTS):
+    """runs.jsonl -> {identity: line}, without lines that were cut short when they were written.
+
+    A setting that is newer than a line has its default there.
+    """
     lines = {}
     for text in Path(path).read_bytes().splitlines() if Path(path).exists() else []:
         try:
             line = json.loads(text)
-            lines[identity(line["method"], line["work"], line["how"], line["settings"],
-                           line["seed"])] = line
+            lines[identity(line["method"], line["work"], line["how"],
+                           of_run(defaults) | line["settings"], line["seed"])] = line
         except (ValueError, KeyError, TypeError):
             continue
     return lines
@@ -108,7 +111,7 @@ def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, 
     if changed and out.resolve() == Path(defaults.out).resolve():
         raise BadInput(f"--out {out}: it is for the default settings; name a folder of your own")
     path = out / "runs.jsonl"
-    lines = read_runs(path)
+    lines = read_runs(path, defaults)
     wanted = {identity_of(run, settings, seed): (run, replace(settings, **run.settings), seed)
               for run in runs.values() for seed in settings.seeds}
     missing = [job for key, job in wanted.items() if key not in lines]
@@ -116,7 +119,7 @@ def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, 
     if missing:
         out.mkdir(parents=True, exist_ok=True)
         (make or make_in_processes)(missing, path)
-        lines = read_runs(path)
+        lines = read_runs(path, defaults)
 
     def results(run):
         return [lines[identity_of(run, settings, seed)]["rows"] for seed in settings.seeds]

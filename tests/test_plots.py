@@ -153,7 +153,7 @@ def test_a_line_that_was_cut_short_is_ignored_and_the_next_one_is_whole(tmp_path
         runs.append_run(path, line(seed=seed))
     whole = path.read_bytes()
     for damaged, seeds in [(b"", []), (whole[:-1], [0, 1, 2]), (whole[:-20], [0, 1]),
-                           (whole[:9], []), (b"\0" * 9 + b"\n" + whole, [0, 1, 2])]:
+                           (whole[:9], []), (b"[1]\n{}\n\0\xff\n" + whole, [0, 1, 2])]:
         path.write_bytes(damaged)
         assert [found["seed"] for found in runs.read_runs(path).values()] == seeds
         runs.append_run(path, line(seed=7))
@@ -314,7 +314,7 @@ def metrics(toy=True):
 def draw(tmp_path, monkeypatch):
     """(rows or text of metrics.jsonl, name) -> the finished program forgetting.py."""
     def run(rows, name="new.png"):
-        text = rows if isinstance(rows, str) else "\n\n \n".join(map(json.dumps, rows))
+        text = rows if isinstance(rows, str) else "\n\n".join(map(json.dumps, rows))
         (tmp_path / "metrics.jsonl").write_text(text)
         monkeypatch.setattr(sys, "argv", ["", f"{tmp_path}/metrics.jsonl", f"{tmp_path}/{name}"])
         return program(lambda: forgetting.run_program(forgetting.main))

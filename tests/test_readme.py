@@ -13,7 +13,8 @@ from plots import (amount, budget, direction, domains, headline, modes, quality,
 from plots.tables import SKILLS, kept, learnt, p_right
 
 ROOT = Path(__file__).parent.parent
-LINES = runs.read_runs(ROOT / "plots" / "runs.jsonl")
+LINES = {experiment: runs.read_runs(ROOT / "plots" / "runs.jsonl", defaults)
+         for experiment, defaults in (("toy", runs.DEFAULTS), ("real", real.Settings()))}
 FRONT, RESULTS = "README.md", "plots/README.md"
 LOSS, KL = "domain_loss", "kl_to_base"
 
@@ -23,7 +24,8 @@ def curves(experiment, run):
     run = experiment.RUNS[run] if isinstance(run, str) else run
     defaults = experiment.Settings() if experiment is real else runs.DEFAULTS
     seeds = getattr(experiment, "SEEDS", defaults.seeds)
-    return [LINES[runs.identity_of(run, defaults, seed)]["rows"] for seed in seeds]
+    lines = LINES["real" if experiment is real else "toy"]
+    return [lines[runs.identity_of(run, defaults, seed)]["rows"] for seed in seeds]
 
 
 def of_seeds(experiment, run, what=kept, step=None):

@@ -365,6 +365,7 @@ def test_all_runs_on_a_tiny_model(folder, tmp_path, experiment, monkeypatch):
     assert (tmp_path / "real.png").stat().st_size > 10_000
     lines = runs.read_runs(tmp_path / "runs.jsonl")
     assert len(lines) == 8 and len({line["base"] for line in lines.values()}) == 1
+    assert len({line["rows"][1]["kl_to_base"] for line in lines.values()}) == 8  # all differ
     for line in lines.values():
         before, after = line["rows"]
         assert before["kl_to_base"] == 0 < after["kl_to_base"]

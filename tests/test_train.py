@@ -22,6 +22,7 @@ import train
 from model import GPT, GPTConfig, LoRA
 from train import METHODS, Method
 
+SHIPPED = ("ce", "replay", "mol")  # plots/rivals.py adds more methods when it is imported
 ROOT = Path(__file__).parent.parent
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
         "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--eval-every", "2",
@@ -118,7 +119,7 @@ def test_ce_forgets_more_than_mol(short):
     lost = {method: row["general_loss"] - base["general_loss"] for method, row in end.items()}
     assert list(end) == ["base", "ce", "replay", "mol"] and lost["ce"] > lost["mol"] + 1.0
     assert end["ce"]["kl_to_base"] > 3 * end["mol"]["kl_to_base"]
-    for method in METHODS:
+    for method in SHIPPED:
         assert end[method]["domain_loss"] < base["domain_loss"] - 2
 
 
@@ -129,7 +130,7 @@ def test_what_a_run_leaves(short):
     assert {path.name for path in (out / "seed0").iterdir()} == {"base.pt", "ce.pt", "replay.pt",
                                                                  "mol.pt"}
     assert [(row["method"], row["step"]) for row in found] == [("base", 0)] + [
-        (method, step) for method in METHODS for step in (0, 20, 40)]
+        (method, step) for method in SHIPPED for step in (0, 20, 40)]
     for row in found:
         assert set(row) == {"method", "seed", "step", "general_loss", "domain_loss", "kl_to_base",
                             "accuracy", "probability"} | ({"ce", "kl"} if row["step"] else set())
@@ -525,7 +526,7 @@ def test_what_each_method_reads(monkeypatch):
     by_base, read = {}, {}
     base.register_forward_hook(lambda module, inputs, _: by_base[method].append(inputs[0])
                                if module is base else None)
-    for method in METHODS:
+    for method in SHIPPED:
         by_base[method], (read[method], _) = [], record(monkeypatch, method)
         trained(method, s, world, base)
     for ce, replay, mol in zip(read["ce"], read["replay"], read["mol"], strict=True):
@@ -538,7 +539,7 @@ def test_what_each_method_reads(monkeypatch):
     assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_rows_have_the_mean_of_the_loss_parts_since_the_last_row(monkeypatch, name):
     s = settings("--steps", 5, "--eval-every", 2, "--strength", 3)
     world, base = untrained(s)
