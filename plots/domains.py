@@ -103,8 +103,6 @@ RUNS = {"ce": run("ce"), "replay": run("replay"),
         "mol to the latest model, earlier domains too": run("mol", latest=True, earlier=True)}
 
 
-# --- results -------------------------------------------------------------------------------------
-
 def forgetting(rows):
     """Average forgetting after the last domain, 1801.10112 eq. 3-4: 0 is none, 1 is all."""
     *earlier, _ = DOMAINS

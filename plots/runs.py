@@ -48,10 +48,7 @@ class Run(NamedTuple):
 # --- runs.jsonl ----------------------------------------------------------------------------------
 
 def read_runs(path, defaults=DEFAULTS):
-    """runs.jsonl -> {identity: line}, without lines that were cut short when they were written.
-
-    A setting that is newer than a line has its default there.
-    """
+    """runs.jsonl -> {identity: line}. Skips damaged lines. Settings missing in a line are default."""
     lines = {}
     for text in Path(path).read_bytes().splitlines() if Path(path).exists() else []:
         try:
@@ -74,8 +71,7 @@ def append_run(path, line):
         os.fsync(file.fileno())
 
 
-def identity(method, work, how, settings, seed):
-    """What distinguishes a run from others, as a key of a dictionary."""
+def identity(method, work, how, settings, seed):  # a key of a dictionary
     return method, work, *sorted(how.items()), *sorted(settings.items()), seed
 
 
