@@ -48,7 +48,7 @@ class Run(NamedTuple):
 # --- runs.jsonl ----------------------------------------------------------------------------------
 
 def read_runs(path, defaults=DEFAULTS):
-    """runs.jsonl -> {identity: line}. Skips damaged lines. Settings missing in a line are default."""
+    """runs.jsonl -> {identity: line}. Skips damaged lines. Settings missing there are default."""
     lines = {}
     for text in Path(path).read_bytes().splitlines() if Path(path).exists() else []:
         try:
