@@ -309,8 +309,8 @@ def read_texts(corpus, paths, out):
                 reason = getattr(error, "strerror", None) or error
                 if file == path:
                     raise BadInput(f"--{corpus} {path}: {reason}") from None
-                skipped.append(f"{str(inner)!r} ({reason})")
-    shown = f"; skipped {len(skipped)}: {', '.join(skipped[:5])}" if skipped else ""
+                skipped.append(repr(str(inner)))
+    shown = f"; skipped {len(skipped)}, not text: {', '.join(skipped[:5])}" if skipped else ""
     if not texts:
         raise BadInput(f"--{corpus} {' '.join(map(str, paths))}: no UTF-8 text there{shown}")
     distinct = list(dict.fromkeys(texts))

@@ -268,7 +268,7 @@ def test_a_folder_names_what_it_skips_and_reads_neither_hidden_files_nor_out(tmp
     text = "".join(data.read_texts("domain", [tmp_path], out=tmp_path / "out"))
     assert sorted(text.replace("\n", "")) == sorted("good text" "more text")
     printed = capsys.readouterr().out
-    assert re.search(r"read 2 .*skipped 6: ", printed)
+    assert re.search(r"read 2 .*skipped 6, not text: ", printed)
     assert "\x1b" not in printed and "title" in printed
     for name in ("empty.txt' (empty)", "latin.txt", "nul.txt' (not text", "utf16.txt' ('utf-8'"):
         assert name in printed
