@@ -115,8 +115,8 @@ def facts(pairs, wordings, rng):
 def draw_text(kinds, count, rng, part="train", errors=0.0, error_kind="noise"):
     """`count` documents drawn from {name: Kind} as one text. A share `errors` of answers is wrong.
 
-    noise: each wrong answer is the answer of a random document of the same kind.
-    bias: the wrong answer to a prompt is always the same: a sum ten too small, the next capital.
+    noise: a random other answer. Even at 70% wrong, the right one is still the most frequent.
+    bias: always the same one, a sum ten too small or the next capital. Above 50% it wins.
     """
     shares = [GENERAL_SHARES.get(name, 1.0) for name in kinds]
     lines = []
@@ -336,15 +336,15 @@ def hold_out(corpus, texts, share=0.1):
     twentieth, holds out the last tenth of each text instead.
     """
     room = budget = share * sum(map(len, texts))
-    held = set()
+    cuts = [len(text) for text in texts]  # where the held-out part of each begins
     for i in random.Random("held out").sample(range(len(texts)), len(texts)):
         if len(texts[i]) <= room:
-            held.add(i)
+            cuts[i] = 0
             room -= len(texts[i])
-    ends = room > budget / 2
-    cuts = [int((1 - share) * len(text)) if ends else len(text) * (i not in held)
-            for i, text in enumerate(texts)]
-    rule = f"the last {share:.0%} of each" if ends else f"{len(held)} whole texts"
+    rule = f"{cuts.count(0)} whole texts"
+    if room > budget / 2:
+        cuts = [int((1 - share) * len(text)) for text in texts]
+        rule = f"the last {share:.0%} of each"
     print(f"{corpus:>8}  held out {rule} ({len(texts)} texts, {sum(map(len, texts)):,} characters)")
     return ("\n".join(text[:cut] for cut, text in zip(cuts, texts) if cut),
             "\n".join(text[cut:] for cut, text in zip(cuts, texts) if cut < len(text)))

@@ -93,24 +93,24 @@ def main():
     parser = argparse.ArgumentParser(description="Let every model of a run answer prompts.")
     parser.add_argument("prompts", nargs="*", help="default: some of the first seed")
     parser.add_argument("--out", type=Path, default="out", help="the folder of a run")
-    prompts, out = vars(parser.parse_args()).values()
-    settings = json.loads((out / "settings.json").read_text()) | {"device": "cpu"}
-    row = json.loads((out / "metrics.jsonl").read_text().partition("\n")[0])  # of the base
+    given = parser.parse_args()
+    settings = json.loads((given.out / "settings.json").read_text()) | {"device": "cpu"}
+    row = json.loads((given.out / "metrics.jsonl").read_text().partition("\n")[0])  # of the base
     world = make_world(argparse.Namespace(**settings), row["seed"])
-    models = {name: load_model(out / f"seed{row['seed']}" / f"{name}.pt")
+    models = {name: load_model(given.out / f"seed{row['seed']}" / f"{name}.pt")
               for name in ("base", *settings["methods"])}
     base = models["base"]
     if (base.config.vocab_size != world.tokenizer.n_vocab
             or abs(evaluate(base, base, world)["general_loss"] - row["general_loss"]) > 0.01):
-        raise BadInput(f"--out {out}: the text or the code has changed since this run")
-    show_answers(models, world, prompts or world.prompts)
+        raise BadInput(f"--out {given.out}: the text or the code has changed since this run")
+    show_answers(models, world, given.prompts or world.prompts)
 
 
 # --- files and errors ----------------------------------------------------------------------------
 
 def save_model(path, model):
-    saved = {"config": asdict(model.config), "model": model.state_dict()}
-    torch.save(saved, content := io.BytesIO())
+    content = io.BytesIO()
+    torch.save({"config": asdict(model.config), "model": model.state_dict()}, content)
     write_file(path, content.getvalue())
 
 
@@ -144,11 +144,11 @@ def run_program(main):
             sys.stdout.reconfigure(errors="replace")
         main()
         print(end="", flush=True)
-    except (BadInput, OSError) as error:
-        message, code = f"error: {error}\n", 2
-    except KeyboardInterrupt:
-        message, code = "stopped; finished results are kept\n", 130
-    print(printable(message.strip()), end="\n" * bool(message), file=sys.stderr)
+    except (BadInput, OSError, KeyboardInterrupt) as error:
+        code = 130 if isinstance(error, KeyboardInterrupt) else 2
+        message = f"error: {error}" if code == 2 else "stopped; finished results are kept"
+    if message:
+        print(printable(message), file=sys.stderr)
     try:
         print(end="", flush=True)
     except OSError:  # a closed output: exit must not try again

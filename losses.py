@@ -1,7 +1,7 @@
 """The losses: cross-entropy, KL divergence, and MoL, which mixes the two.
 
-MoL (arXiv 2505.12043) trains a base model p_0 further on a domain, so that it keeps what it could
-do before. Each *sequence* s of n tokens has a flag, and the flag selects its loss:
+MoL (arXiv 2505.12043) trains a base model p_0 on a domain without losing what it could do before.
+Each *sequence* s of n tokens has a flag, and the flag selects its loss:
 
     s in the domain text:    CE(s) = -(1/n) sum_i log p_theta(s_i | s_<i)
     s in the general text:   KL(s) =  (1/n) sum_i KL[ p_theta(. | s_<i)  ||  p_0(. | s_<i) ]
@@ -51,8 +51,8 @@ def kl_divergence(logits, base_logits, direction="reverse"):
     "reverse" is KL[p_theta || p_0], as in MoL (arXiv 2509.06650, eq. 2-3). It is large where the
     model predicts what the base does not. "forward" is KL[p_0 || p_theta], as in distillation. It
     is large where the model no longer predicts what the base does. "mean" is the mean of both. The
-    base gets no gradient. A token adds nothing if the first distribution gives it 0. It makes the
-    divergence infinite if only the second one gives it 0.
+    base gets no gradient. A term is 0 where the first distribution is 0. Where only the second is
+    0, the divergence is infinite.
     """
     if direction == "mean":
         reverse = kl_divergence(logits, base_logits, "reverse")
@@ -94,7 +94,7 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     """
     domain, general = rows_of(is_domain)
     if base_logits is None:
-        base_logits = logits[:0]
+        base_logits = logits[:0]  # right only if there are no general rows
     expected = (len(general), *logits.shape[1:])
     if base_logits.shape != expected:
         raise ValueError(f"base_logits have shape {tuple(base_logits.shape)}; the general rows "
@@ -163,10 +163,10 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
     def kl_of(hidden, base_hidden):  # (N, C), (N, C') -> (N,)
         return kl_divergence(hidden @ head.T, base_hidden @ base_head.T, direction)
 
-    def in_chunks(nats_of, *inputs):  # (rows, T, ...) each -> (rows, T); keeps no logits
-        chunks = zip(*(x.flatten(0, 1).split(chunk) for x in inputs))
-        nats = [checkpoint(nats_of, *of_chunk, use_reentrant=False) for of_chunk in chunks]
-        return torch.cat(nats).view(inputs[0].shape[:2])
+    def in_chunks(nats_of, x, y):  # (rows, T, ...) each -> (rows, T); keeps no logits
+        pairs = zip(x.flatten(0, 1).split(chunk), y.flatten(0, 1).split(chunk))
+        nats = [checkpoint(nats_of, *pair, use_reentrant=False) for pair in pairs]
+        return torch.cat(nats).view(x.shape[:2])
 
     domain_targets, general_targets = targets[domain], targets[general]
     ce = in_chunks(ce_of, without_padding(hidden[domain], domain_targets), domain_targets)

@@ -33,7 +33,7 @@ def rotary_angles(block_size, head_size, device=None):
 
     Rotary positions (arXiv 2104.09864) rotate pairs of channels. Position t rotates pair i by the
     angle t / c^(2i / hs). The product of a query at t with a key at s then depends only on t - s.
-    This suits training windows that start anywhere in a document. c is 100 for 64 tokens and grows
+    So windows may start anywhere in a document. c is 100 for 64 tokens and grows
     with block_size, since longer texts need slower rotations.
     """
     c = 100.0 * max(1, block_size / 64)
@@ -48,7 +48,7 @@ def rotary_angles(block_size, head_size, device=None):
 def rotate(x, angles):
     """Rotate queries or keys (B, T, nh, hs) by position; channels i and i + hs / 2 are a pair."""
     cos, sin = angles  # (T, 1, hs) each
-    other = x.roll(x.shape[-1] // 2, dims=-1)  # the other channel of each pair
+    other = x.roll(x.shape[-1] // 2, dims=-1)  # (a, b) -> (b, a); sin has the signs
     # x * cos + other * sin. The committed runs used addcmul, which rounds differently.
     return torch.addcmul(x * cos, other, sin)
 
@@ -64,9 +64,8 @@ class Attention(nn.Module):
 
     def forward(self, x, angles):
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head)
-        qk, v = qkv.split([2 * self.n_head, self.n_head], dim=2)
-        q, k = rotate(qk, angles).chunk(2, dim=2)  # (B, T, nh, hs) each, as v
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(dim=2)
+        q, k = rotate(q, angles), rotate(k, angles)  # (B, T, nh, hs) each, as v
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs) each
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
@@ -108,8 +107,8 @@ class GPT(nn.Module):
 
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                # As in GPT-2: smaller for the layers that add to the residual stream, so that its
-                # variance does not grow with depth.
+                # As in GPT-2: each block adds to the residual stream twice. Its variance should
+                # not grow with depth.
                 std = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("proj.weight") else 0.02
                 nn.init.normal_(weight, mean=0.0, std=std)
 

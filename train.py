@@ -79,7 +79,7 @@ def train(name, settings, seed, world, base, test, start=None, label=None):
     if settings.lora_rank:
         torch.manual_seed(seed)
         add_lora(model, settings.lora_rank)
-    compiled, frozen = map(torch.compile, (model, base)) if settings.compile else (model, base)
+    forward, frozen = map(torch.compile, (model, base)) if settings.compile else (model, base)
     prepared = [method.prepare(base, world, settings, seed)] if method.prepare else []
     n_general = round(settings.ratio * settings.batch_size) if method.reads_general else 0
     batches = data.batches(world.domain, world.general, settings.batch_size, n_general,
@@ -94,7 +94,7 @@ def train(name, settings, seed, world, base, test, start=None, label=None):
             group["lr"] = learning_rate(step, settings)
         with torch.autocast(settings.device, getattr(torch, settings.dtype),
                             enabled=settings.dtype != "float32"):
-            loss, ce_part, kl_part = method.loss(compiled, frozen, batch, settings, *prepared)
+            loss, ce_part, kl_part = method.loss(forward, frozen, batch, settings, *prepared)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -146,7 +146,7 @@ BASE_SETTINGS = ("base_steps", "base_lr", "base_batch_size", "n_layer", "n_head"
 
 
 def pretrain(settings, seed, world):
-    """Train on world.pretraining from random weights -> the GPT with the lowest held-out loss."""
+    """Method ce from random weights, pretraining text as domain -> best GPT on held-out text."""
     torch.manual_seed(seed)
     blank = GPT(GPTConfig(world.tokenizer.n_vocab, settings.block_size, settings.n_layer,
                           settings.n_head, settings.n_embd)).to(settings.device)
@@ -216,7 +216,7 @@ def main(arguments=None):
                 lines = "".join(json.dumps(row) + "\n" for row in rows)
                 write_file(out / "metrics.jsonl", lines.encode())
         print("\nlosses: nats per token; skills: share of exact answers; p(right): probability "
-              f"of the right\nanswers to general questions\n\n{metrics_table(rows)}")
+              f"of the right\nanswers\n\n{metrics_table(rows)}\n\nanswers of seed {seed}")
         show_answers(models, world, world.prompts)
         forgetting.draw(rows, out / "forgetting.png")
     print(f"\n{out / 'forgetting.png'} shows the curves; {time.perf_counter() - started:.0f} s")

@@ -12,15 +12,15 @@ from plots import forgetting, runs, style
 from plots.runs import Run
 from train import train
 
-MODES = {"no_think": ("no-think", "-"), "think": ("think", ":")}
+MODES = {"no_think": "-", "think": ":"}  # line styles
 
 
 @torch.no_grad()
 def by_position(model, world):
     """Where answers go wrong -> {mode: {"tokens", "right", "first_wrong"}}, lists over tokens.
 
-    tokens are those of the first answer. right is the share of answers with the right token there,
-    after the right tokens before it. first_wrong is the share whose first error is there.
+    tokens: of the first answer. right: share of answers with the right token there, given right
+    ones before. first_wrong: share whose first error is there.
     """
     tokenizer, found = world.tokenizer, {}
     for mode in MODES:
@@ -58,10 +58,10 @@ def draw(results, picture):
     figure, (axes,) = style.panels(1, 3, 10, 3.8, width_ratios=(1, 1, 1.6))
     for panel, label in zip(axes, ("replay, 70% wrong", "mol, 70% wrong")):
         steps = forgetting.by_step(runs.labelled(results, {label: RUNS[label]}))[label]
-        for mode, (_, dashes) in MODES.items():
+        for mode, dashes in MODES.items():
             style.curve(panel, {step: [100 * row["accuracy"][mode] for row in seeds]
                                 for step, seeds in steps.items()},
-                        style.COLOURS[label.split(",")[0]], ls=dashes)
+                        style.COLOURS[RUNS[label].method], ls=dashes)
         panel.set(title=label, xlabel="steps", ylabel="exact answers, %", ylim=(-4, 104))
     ends = [rows[-1]["modes"]["think"] for rows in results(RUNS["replay, 70% wrong"])]
     shares = [100 * mean(end["first_wrong"][i] for end in ends)

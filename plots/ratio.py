@@ -26,9 +26,9 @@ def same_total(ratio):
     return {"batch_size": domain, "ratio": (TOTAL - domain) / domain}
 
 
-BUDGETS = {"same domain text": same_domain, "same text in all": same_total}
+BUDGETS = {"same domain text": same_domain, "same total": same_total}
 WITHOUT = {"same domain text": Run("ce", {"batch_size": DOMAIN}),
-           "same text in all": Run("ce", {"batch_size": TOTAL})}
+           "same total": Run("ce", {"batch_size": TOTAL})}
 
 
 def run(name, ratio, budget):

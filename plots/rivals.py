@@ -45,7 +45,7 @@ def weight_distance(weights, base_weights, importance=None):
 
 
 def ewc(model, base, batch, settings, importance=None):
-    """Cross-entropy on domain text and the distance to the base's weights: EWC, or L2-SP."""
+    """Cross-entropy on domain text plus weight_distance: EWC with importance, else L2-SP."""
     ce = losses.mean_cross_entropy(model(batch.tokens), batch.targets)
     distance = weight_distance(model.parameters(), base.parameters(), importance)
     return ce + settings.strength * distance, ce, torch.zeros(())
@@ -58,7 +58,7 @@ def diagonal_fisher(model, tokens, generator=None):
     """
     model = copy.deepcopy(model).requires_grad_(True)
     fisher = [torch.zeros_like(w) for w in model.parameters()]
-    # The draws are independent, so the square of a row's summed gradient is right on average.
+    # Independent draws, gradients of mean 0: the square of their sum is right on average.
     for row in tokens:
         logits = model(row[None])  # (1, T, V)
         p = losses.log_probs(logits[0].detach()).exp().cpu()  # (T, V)
