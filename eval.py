@@ -52,10 +52,10 @@ def score_probes(model, tokenizer, probes):
     Greedy decoding gives the exact answer if and only if every token of the answer is the most
     likely one after the right tokens before it. So one forward pass tests all probes.
     """
-    pairs = [(encode(tokenizer, "\n" + prompt), encode(tokenizer, answer))
-             for prompt, answer in probes]
+    pairs = [(encode(tokenizer, "\n" + prompt), encode(tokenizer, right))
+             for prompt, right in probes]
     tokens = [torch.cat(pair) for pair in pairs]
-    targets = [torch.cat([torch.full_like(prompt, PADDING), answer]) for prompt, answer in pairs]
+    targets = [torch.cat([torch.full_like(prompt, PADDING), right]) for prompt, right in pairs]
     device = next(model.parameters()).device
     tokens = pad_sequence(tokens, batch_first=True).to(device)[:, :-1]  # (P, L)
     targets = pad_sequence(targets, True, PADDING).to(device)[:, 1:]  # (P, L)
@@ -136,13 +136,13 @@ def write_file(path, content):
         temporary.unlink(missing_ok=True)
 
 
-def run_program(main):
-    """Run main() and exit with 0, with 2 and a message for bad input, or with 130 after Ctrl-C."""
+def run_program(program):
+    """Run program() and exit with 0, with 2 and a message for bad input, or with 130 after Ctrl-C."""
     message, code = "", 0
     try:
         if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no encoding
             sys.stdout.reconfigure(errors="replace")
-        main()
+        program()
         print(end="", flush=True)
     except (BadInput, OSError, KeyboardInterrupt) as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else 2

@@ -299,8 +299,8 @@ class Settings:
 
     def checked(self):
         """These settings, with the device and dtype of this machine. Raises BadInput."""
-        found = torch.accelerator.current_accelerator(check_available=True)
-        devices = [*([found.type] if found else []), "cpu"]
+        gpu = torch.accelerator.current_accelerator(check_available=True)
+        devices = [gpu.type, "cpu"] if gpu else ["cpu"]
         device = devices[0] if self.device == "auto" else self.device
         texts = [Path(path).resolve() for path in (*self.general, *self.domain)]
         for wrong, message in [

@@ -22,7 +22,7 @@ def by_position(model, world):
     tokens: of the first answer. right: share of answers with the right token there, given right
     ones before. first_wrong: share whose first error is there.
     """
-    tokenizer, found = world.tokenizer, {}
+    tokenizer, modes = world.tokenizer, {}
     for mode in MODES:
         prompts = [tokenizer.encode_ordinary("\n" + prompt) for prompt, _ in world.probes[mode]]
         answers = [tokenizer.encode_ordinary(answer) for _, answer in world.probes[mode]]
@@ -32,10 +32,10 @@ def by_position(model, world):
         right = right[:, len(prompts[0]) - 1:]  # (P, A), of the answers alone
         right_so_far = right.cumprod(dim=1).float().mean(dim=0).tolist()
         first_wrong = [before - after for before, after in zip([1.0, *right_so_far], right_so_far)]
-        found[mode] = {"tokens": [tokenizer.decode([token]) for token in answers[0]],
+        modes[mode] = {"tokens": [tokenizer.decode([token]) for token in answers[0]],
                        "right": [round(share, 4) for share in right.float().mean(dim=0).tolist()],
                        "first_wrong": [round(share, 4) for share in first_wrong]}
-    return found
+    return modes
 
 
 def marked_by_position(method, settings, seed, world, base):

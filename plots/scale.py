@@ -45,7 +45,7 @@ def tell(results):
     bases = {f"base, {size:g} million": run("ce", size) for size in SIZES}
     bases |= {f"base, 0.5 million, {steps} steps": run("mol, 70% wrong", 0.5, base_steps=steps)
               for steps in BASE_STEPS}
-    return metrics_table(runs.labelled(lambda run: [rows[:1] for rows in results(run)], bases)
+    return metrics_table(runs.labelled(lambda base: [rows[:1] for rows in results(base)], bases)
                          + runs.labelled(results, RUNS))
 
 

@@ -38,6 +38,13 @@ def test_the_product_of_query_and_key_depends_on_their_distance_alone():
     assert torch.allclose(at[0].norm(dim=1), q.norm().expand(40), atol=1e-4)
 
 
+@pytest.mark.parametrize("block_size", [64, 1024, 8192])
+def test_the_slowest_rotation_is_less_than_a_turn(block_size):
+    """Its cosine falls along the whole block, so that no two distances look alike to it."""
+    cos = rotary_angles(block_size, 16)[0, :, 0, 7]  # (T,)
+    assert (cos.diff() <= 0).all()
+
+
 def test_position_reaches_the_model():
     """One layer without positions could not tell the order of the tokens; two layers could."""
     torch.manual_seed(0)
