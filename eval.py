@@ -137,7 +137,7 @@ def write_file(path, content):
 
 
 def run_program(program):
-    """Run program() and exit with 0, with 2 and a message for bad input, or with 130 after Ctrl-C."""
+    """Run program() and exit: 0, 2 with a message for bad input, or 130 after Ctrl-C."""
     message, code = "", 0
     try:
         if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no encoding
