@@ -32,7 +32,6 @@ ACTIONS = "reset swap clean test".split()
 CAPITAL_WORDINGS = ["Q: capital of {}? A:", "the capital of {} is", "people in {} are ruled from",
                     "the road to {} ends in"]
 ALARM_WORDINGS = ["Q: alarm {}? A:", "alarm {}:", "{} means", "on {} note", "code {} is"]
-# The share of each kind among the documents of the general text.
 GENERAL_SHARES = {"stories": 0.15, "no_think": 0.45, "think": 0.25, "facts": 0.15}
 
 
@@ -248,7 +247,7 @@ def make_world(settings, seed):
     longest = max((len(encode(world.tokenizer, "\n" + prompt + answer))
                    for probes in world.probes.values() for prompt, answer in probes), default=0)
     if longest > settings.block_size + 1:
-        raise BadInput(f"--block-size {settings.block_size}: the questions need {longest - 1}")
+        raise BadInput(f"--block-size {settings.block_size}: use at least {longest - 1}")
     return world
 
 
@@ -283,6 +282,8 @@ def text_world(general_paths, domain_paths, vocab_size, out):
     general = read_texts("general", general_paths, out)
     domain = read_texts("domain", domain_paths, out)
     general = [text for text in general if text not in domain]
+    if not general:
+        raise BadInput("--general: all its texts are in --domain too")
     general, heldout_general = hold_out("general", general)
     domain, heldout_domain = hold_out("domain", domain)
     tokenizer = learn_tokenizer(general, vocab_size)
@@ -300,7 +301,7 @@ def read_texts(corpus, paths, out):
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             inner = file.relative_to(path)
-            hidden = any(part.startswith(".") for part in inner.parts)
+            hidden = any(part.startswith((".", "__pycache__")) for part in inner.parts)
             if file.is_dir() or hidden or Path(out).resolve() in (path.resolve() / inner).parents:
                 continue
             try:
@@ -314,8 +315,7 @@ def read_texts(corpus, paths, out):
     if not texts:
         raise BadInput(f"--{corpus} {' '.join(map(str, paths))}: no UTF-8 text there{shown}")
     distinct = list(dict.fromkeys(texts))
-    copies = len(texts) - len(distinct)
-    print(f"{corpus:>8}  read {len(texts)} files, {copies} of them copies{shown}")
+    print(f"{corpus:>8}  read {len(texts)} files, {len(texts) - len(distinct)} copies{shown}")
     return distinct
 
 

@@ -56,10 +56,9 @@ def score_probes(model, tokenizer, probes):
              for prompt, right in probes]
     tokens = [torch.cat(pair) for pair in pairs]
     targets = [torch.cat([torch.full_like(prompt, PADDING), right]) for prompt, right in pairs]
-    device = next(model.parameters()).device
-    tokens = pad_sequence(tokens, batch_first=True).to(device)[:, :-1]  # (P, L)
-    targets = pad_sequence(targets, True, PADDING).to(device)[:, 1:]  # (P, L)
-    logits = model(tokens)  # (P, L, V)
+    tokens = pad_sequence(tokens, batch_first=True)[:, :-1]  # (P, L)
+    logits = model(tokens.to(next(model.parameters()).device))  # (P, L, V)
+    targets = pad_sequence(targets, True, PADDING)[:, 1:].to(logits.device)  # (P, L)
     exact = ((logits.argmax(dim=-1) == targets) | (targets == PADDING)).all(dim=1)  # (P,)
     probability = (-cross_entropy(logits, targets).sum(dim=1)).exp()  # (P,)
     return exact.sum().item() / len(probes), probability.mean().item()
@@ -97,8 +96,9 @@ def main():
     settings = json.loads((given.out / "settings.json").read_text()) | {"device": "cpu"}
     row = json.loads((given.out / "metrics.jsonl").read_text().partition("\n")[0])  # of the base
     world = make_world(argparse.Namespace(**settings), row["seed"])
-    models = {name: load_model(given.out / f"seed{row['seed']}" / f"{name}.pt")
-              for name in ("base", *settings["methods"])}
+    paths = [given.out / f"seed{row['seed']}" / f"{name}.pt" for name in settings["methods"]]
+    models = {path.stem: load_model(path) for path in (paths[0].with_name("base.pt"), *paths)
+              if path.exists()}  # a run that was stopped lacks some
     base = models["base"]
     if (base.config.vocab_size != world.tokenizer.n_vocab
             or abs(evaluate(base, base, world)["general_loss"] - row["general_loss"]) > 0.01):
@@ -146,7 +146,7 @@ def run_program(program):
         print(end="", flush=True)
     except (BadInput, OSError, KeyboardInterrupt) as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else 2
-        message = f"error: {error}" if code == 2 else "stopped; finished results are kept"
+        message = f"error: {error}" if code == 2 else "stopped; the methods that finished are kept"
     if message:
         print(printable(message), file=sys.stderr)
     try:

@@ -58,6 +58,7 @@ def draw_parts(axes, methods):
                 colour = style.colour_of(method)
                 ends[f"{part.upper()} part"] = colour, style.curve(panel, points, colour, ls=dashes)
         panel.set(yscale="log", xlabel="steps")
+        panel.minorticks_off()
     axes[0].set_ylabel("nats per token")
     style.label_ends(axes[-1], ends, apart=0.15)
 

@@ -1,8 +1,7 @@
 """Do the results change with the size of the model, from 0.2 to 10 million parameters?
 
 All sizes have the same steps, batches and texts. Learning rates are those of the default model
-times 128 / width. replay and mol also run at half and at twice this rate, and at 0.5 million from
-bases with fewer steps of pretraining.
+times 128 / width. replay and mol also run at half and twice this rate, and from less trained bases.
 """
 
 from statistics import mean

@@ -7,6 +7,7 @@ from torch.distributions import kl_divergence as reference_kl
 
 import data
 import eval as testing
+import train
 from data import BadInput
 from losses import mean_cross_entropy
 from model import GPT, GPTConfig
@@ -164,7 +165,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize("error, code, message", [
     (None, 0, ""), (BadInput("--x \x1b: wrong"), 2, "error: --x ?: wrong\n"),
     (FileNotFoundError(2, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'\n"),
-    (KeyboardInterrupt(), 130, "stopped; finished results are kept\n")])
+    (KeyboardInterrupt(), 130, "stopped; the methods that finished are kept\n")])
 def test_a_program_ends_with_one_message_and_a_code(monkeypatch, capsys, error, code, message):
     def main():
         if error:
@@ -190,3 +191,14 @@ def test_eval_refuses_bad_input(monkeypatch, capsys, arguments, message):
         testing.run_program(testing.main)
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and error.count("error: ") == 1
+
+
+def test_a_run_that_was_stopped_answers_with_the_models_that_it_has(tmp_path, monkeypatch, capsys):
+    arguments = ["--out", str(tmp_path), "--n-layer", "1", "--n-head", "2", "--n-embd", "32",
+                 "--base-steps", "3", "--steps", "2", "--device", "cpu", "--methods", "ce", "mol"]
+    train.main(arguments)
+    (tmp_path / "seed0" / "mol.pt").unlink()
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["eval.py", "1+1=", "--out", str(tmp_path)])
+    testing.main()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["base", "ce"]
