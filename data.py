@@ -299,17 +299,17 @@ def read_texts(corpus, paths, out):
     """
     texts, skipped = [], []
     for path in map(Path, paths):
+        folder, ignored = path.resolve(), Path(out).resolve()
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             inner = file.relative_to(path)
-            hidden = any(part.startswith((".", "__pycache__")) for part in inner.parts)
-            if file.is_dir() or hidden or Path(out).resolve() in (path.resolve() / inner).parents:
+            if (file.is_dir() or any(part.startswith((".", "__pycache__")) for part in inner.parts)
+                    or folder in ignored.parents and ignored in (folder / inner).parents):
                 continue
             try:
                 texts.append(read_text(file))
             except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
                 if file == path:
-                    raise BadInput(f"--{corpus} {path}: {reason}") from None
+                    raise BadInput(f"--{corpus} {path}: {getattr(error, 'strerror', 0) or error}")
                 skipped.append(repr(str(inner)))
     shown = f"; skipped {len(skipped)}, not text: {', '.join(skipped[:5])}" if skipped else ""
     if not texts:

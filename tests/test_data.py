@@ -221,6 +221,14 @@ def test_a_folder_of_short_files_holds_out_whole_files(tmp_path, capsys):
     assert f"held out {len(heldout)} whole texts" in capsys.readouterr().out
 
 
+def test_out_hides_nothing_but_itself(tmp_path):
+    """Texts below the output folder are read if they were named."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("some text")
+    for path in (tmp_path / "texts", tmp_path / "texts" / "a.txt"):
+        assert data.read_texts("general", [path], out=tmp_path) == ["some text"]
+
+
 def test_copies_count_once(tmp_path, capsys):
     """Copies, symlinks and files named twice."""
     sentences = [f"sentence number {i} tells of {i * i}." for i in range(60)]
