@@ -114,11 +114,7 @@ CLAIMS = [
     (RESULTS, "its p(right) is still {:.0f}%, and its KL to the base {:.2f} nats (`mol` {:.2f})",
      [value(budget, LONGEST, p_right), value(budget, LONGEST, KL),
       value(budget, LONGEST._replace(method="mol"), KL)]),
-    (RESULTS, "from {:.2f} to {:.2f} nats between 300 and 2,400 steps; with 40,000 it falls from "
-     "{:.2f} to {:.2f}",
-     [value(budget, budget.run("replay", "noise", documents, steps), "general_loss")
-      for documents in budget.DOCUMENTS for steps in (300, 2400)]),
-    (RESULTS, "held-out domain loss rises from {:.2f} to {:.2f} nats for `mol` and from {:.2f} to "
+    (RESULTS, "the domain loss rises from {:.2f} to {:.2f} nats for `mol` and from {:.2f} to "
      "{:.2f} for `replay`",
      [value(budget, budget.run(method, "noise", 40_000, steps), LOSS)
       for method in ("mol", "replay") for steps in (300, 2400)]),
@@ -215,8 +211,6 @@ CLAIMS = [
     (RESULTS, "strengths 0.3 to 3 keep {:.0f}% or more; at 10 only {:.0f}% of the domain is learnt",
      [min(value(rivals, rivals.run("mol", strength)) for strength in (0.3, 1.0, 3.0)),
       value(rivals, rivals.run("mol", 10.0), learnt)]),
-    (RESULTS, "At strength 3000 `ewc` keeps {:.0f}% but learns only {:.0f}% of the domain",
-     [value(rivals, rivals.run("ewc", 3000.0), what) for what in (kept, learnt)]),
 ]
 
 
