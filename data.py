@@ -114,8 +114,8 @@ def facts(pairs, wordings, rng):
 def draw_text(kinds, count, rng, part="train", errors=0.0, error_kind="noise"):
     """`count` documents drawn from {name: Kind} as one text. A share `errors` of answers is wrong.
 
-    noise: a random other answer. Even at 70% wrong, the right one is still the most frequent.
-    bias: always the same one, a sum ten too small or the next capital. Above 50% it wins.
+    noise: a wrong answer is the answer of a random other document, a new one each time.
+    bias: a wrong answer is always the same: a sum ten too small, the capital of the next country.
     """
     shares = [GENERAL_SHARES.get(name, 1.0) for name in kinds]
     lines = []

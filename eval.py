@@ -90,7 +90,7 @@ def printable(text):
 
 def main():
     parser = argparse.ArgumentParser(description="Let every model of a run answer prompts.")
-    parser.add_argument("prompts", nargs="*", help="default: some of the first seed")
+    parser.add_argument("prompts", nargs="*", help="default: questions of the first seed")
     parser.add_argument("--out", type=Path, default="out", help="the folder of a run")
     given = parser.parse_args()
     settings = json.loads((given.out / "settings.json").read_text()) | {"device": "cpu"}

@@ -33,8 +33,8 @@ def rotary_angles(block_size, head_size, device=None):
 
     Rotary positions (arXiv 2104.09864) rotate pairs of channels. Position t rotates pair i by the
     angle t / c^(2i / hs). The product of a query at t with a key at s then depends only on t - s.
-    So windows may start anywhere in a document. c is 100 for 64 tokens and grows
-    with block_size, since longer texts need slower rotations.
+    So windows may start anywhere in a document. c is 100 for 64 tokens and grows with block_size,
+    since longer texts need slower rotations.
     """
     c = 100.0 * max(1, block_size / 64)
     pairs = torch.arange(0, head_size, 2, device=device)
@@ -107,8 +107,8 @@ class GPT(nn.Module):
 
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                # As in GPT-2: each block adds to the residual stream twice. Its variance should
-                # not grow with depth.
+                # As in GPT-2: each block adds to the residual stream twice, and the variance of the
+                # stream should not grow with depth.
                 std = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("proj.weight") else 0.02
                 nn.init.normal_(weight, mean=0.0, std=std)
 

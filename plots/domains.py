@@ -63,8 +63,8 @@ def chain(method, settings, seed, world, base, latest=False, earlier=False):
     """One stage per domain -> a row of the base and one after each stage.
 
     latest: the KL is to the model at the start of the stage, instead of the first base.
-    earlier: half of the general text is from the earlier domains. The number of sequences per step
-    stays the same.
+    earlier: up to half of the general text is from the earlier domains. The number of sequences per
+    step stays the same.
     """
     manuals = {name: make(random.Random(f"{name} {seed}")) for name, make in DOMAINS.items()}
 

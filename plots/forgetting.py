@@ -77,9 +77,11 @@ def draw(rows, picture):
         title = "General skills kept: " + ", ".join(
             f"{method} {mean(map(kept, seeds)):.0f}%" for method, seeds in ends.items())
     else:
-        before, *after = ([row["general_loss"] for row in rows] for rows in (base, *ends.values()))
+        def loss(rows):
+            return mean(row["general_loss"] for row in rows)
+
         title = "General loss, compared with the base: " + ", ".join(
-            f"{method} {mean(loss) - mean(before):+.2f}" for method, loss in zip(ends, after))
+            f"{method} {loss(seeds) - loss(base):+.2f}" for method, seeds in ends.items())
     style.save(figure, picture, title,
                f"{style.seeds_note(len(base))}; dashed: the base; below: the training loss")
 

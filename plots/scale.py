@@ -34,12 +34,6 @@ RUNS |= {f"{name}, 0.5 million, a base of {steps} steps": run(name, 0.5, base_st
          for steps in BASE_STEPS for name in FACTORS}
 
 
-def step_learnt(rows, share=0.9):
-    """The first step at which a run answers 90% of the domain's questions, or its last step."""
-    return next((row["step"] for row in rows if row["accuracy"]["domain"] >= share),
-                rows[-1]["step"])
-
-
 def tell(results):
     bases = {f"base, {size:g} million": run("ce", size) for size in SIZES}
     bases |= {f"base, 0.5 million, {steps} steps": run("mol, 70% wrong", 0.5, base_steps=steps)

@@ -1,4 +1,4 @@
-"""Where can the general text come from? Six sources, the same number of tokens each.
+"""Where can the general text come from? Six sources, each with as many tokens or documents.
 
     open sample      the toy world's general text, most of its answers wrong
     pretraining      text that the base was pretrained on
