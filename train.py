@@ -68,14 +68,14 @@ METHODS = {
 
 # --- training ------------------------------------------------------------------------------------
 
-def train(name, settings, seed, world, base, test, start=None, label=None):
+def train(name, settings, seed, world, base, test, label=None):
     """Train a copy of the base with a method -> the trained GPT, rows of metrics.
 
     test(model) returns the metrics of one row, {name: value}. It runs at step 0, every eval_every
-    steps, and at the last step. `start` is a model to train in place of the base.
+    steps, and at the last step.
     """
     method, label = METHODS[name], label or name
-    model = copy.deepcopy(start or base).requires_grad_(True)
+    model = copy.deepcopy(base).requires_grad_(True)
     if settings.lora_rank:
         torch.manual_seed(seed)
         add_lora(model, settings.lora_rank)

@@ -13,12 +13,12 @@ import losses
 from eval import evaluate, heldout_windows
 from plots import runs, style
 from plots.runs import Run
-from plots.tables import ends, kept
+from plots.tables import kept
 from train import train
 
 AMOUNTS = (30, 100, 300, 1000, 3000, 10_000)
 METHODS = ("replay", "mol")
-COLOURS = {"replay": style.COLOURS["replay, right answers"], "mol": style.COLOURS["mol"]}
+COLOURS = style.COLOURS | {"replay": style.COLOURS["replay, right answers"]}
 
 
 @torch.no_grad()
@@ -52,26 +52,20 @@ def run(method, amount):
 RUNS = {f"{method}, {amount}": run(method, amount) for amount in AMOUNTS for method in METHODS}
 
 
-def draw(results, picture):
+def draw(results, picture, note):
     figure, (axes,) = style.panels(1, 2, 10, 4.2)
-    last = {}, {}
-    for method in METHODS:
-        colour = COLOURS[method]
-        points = {n: ends(results(run(method, n)), kept) for n in AMOUNTS}
-        last[0][method] = colour, style.curve(axes[0], points, colour, marker="o")
-        key = "kl" if method == "mol" else "loss"
-        for text, dashes in (("unseen", "-"), ("seen", ":")):
-            points = {n: ends(results(run(method, n)), lambda row: row[f"{text}_{key}"])
-                      for n in AMOUNTS}
-            last[1][f"{method}: {key}, {text}"] = colour, style.curve(
-                axes[1], points, colour, marker="o", ls=dashes)
+    for panel in axes:
+        panel.set(xscale="log", xlabel="general documents")
+    sweeps = {method: {n: results(run(method, n)) for n in AMOUNTS} for method in METHODS}
+    style.sweep(axes[0], {method: (COLOURS[method], "-", sweeps[method], kept)
+                          for method in METHODS})
+    style.sweep(axes[1], {f"{method}: {key}, {text}": (
+        COLOURS[method], dashes, sweeps[method], lambda row, key=f"{text}_{key}": row[key])
+        for method, key in (("replay", "loss"), ("mol", "kl"))
+        for text, dashes in (("unseen", "-"), ("seen", ":"))})
     axes[0].set(title="general skills kept", ylabel="exact answers, %")
     axes[1].set(title="gap: learnt by heart", ylabel="nats per token")
-    for panel, labels in zip(axes, last):
-        panel.set(xscale="log", xlabel="general documents")
-        style.label_ends(panel, labels)
-    style.save(figure, picture, "About 1,000 general documents are enough",
-               style.seeds_note(len(results(run("mol", AMOUNTS[0])))))
+    style.save(figure, picture, "About 1,000 general documents are enough", note)
 
 
 if __name__ == "__main__":

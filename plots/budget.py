@@ -4,13 +4,13 @@ Each point is a run of its own. Its learning rate decays to nearly zero at its l
 """
 
 from plots import runs, style
+from plots.quality import KINDS
 from plots.runs import Run
-from plots.tables import ends, kept, p_right
+from plots.tables import kept, kl, p_right
 
 STEPS = (150, 300, 600, 1200, 2400)
 DOCUMENTS = {2_000: ":", 40_000: "-"}
 METHODS = ("replay", "mol")
-KINDS = {"noise": "noise: a new wrong answer each time", "bias": "bias: always the same one"}
 
 
 def run(method, kind, documents, steps):
@@ -23,33 +23,25 @@ RUNS = {f"{method}, {kind}, {documents:,} documents, {steps:,} steps":
         for steps in STEPS for kind in KINDS for documents in DOCUMENTS for method in METHODS}
 
 
-def draw(results, picture):
-    values = {"exact answers, %": kept, "p(right), %": p_right,
-              "KL to the base, nats": lambda row: row["kl_to_base"]}
+def draw(results, picture, note):
+    values = {"exact answers, %": kept, "p(right), %": p_right, "KL to the base, nats": kl}
     figure, rows = style.panels(2, 3, 10, 6.4, sharex=True, sharey="col")
     for axes, kind in zip(rows, KINDS):
         for panel, (of_what, value) in zip(axes, values.items()):
-            last = {}
-            for method in METHODS:
-                for documents, dashes in DOCUMENTS.items():
-                    points = {steps: ends(results(run(method, kind, documents, steps)), value)
-                              for steps in STEPS}
-                    colour = style.COLOURS[method]
-                    last[f"{method} {documents // 1000}k"] = colour, style.curve(
-                        panel, points, colour, marker="o", ls=dashes)
             panel.set(xscale="log", ylabel=of_what)
+            style.sweep(panel, {f"{method} {documents // 1000}k": (
+                style.COLOURS[method], dashes,
+                {steps: results(run(method, kind, documents, steps)) for steps in STEPS}, value)
+                for method in METHODS for documents, dashes in DOCUMENTS.items()},
+                label=panel is axes[2])
             panel.set_xticks(STEPS, [f"{steps:,}" for steps in STEPS], fontsize=10, rotation=30)
             panel.minorticks_off()
-        axes[0].set(ylim=(-4, 104))
-        axes[1].set(ylim=(-4, 104))
         axes[0].set_title(KINDS[kind], fontweight="bold")
-        style.label_ends(axes[2], last)
     for panel in rows[1]:
         panel.set_xlabel("steps")
-    count = len(results(run("mol", "bias", 2_000, STEPS[0])))
     style.save(figure, picture, "More text and training together help replay on noise, not on bias",
-               f"{style.seeds_note(count)}; solid: 40,000 general documents, dotted: 2,000")
+               f"{note}; solid: 40,000 general documents, dotted: 2,000")
 
 
 if __name__ == "__main__":
-    runs.main("budget", RUNS, draw, __doc__)
+    runs.main("budget", RUNS, draw, __doc__, defaults=runs.FEW_SEEDS)

@@ -1,16 +1,8 @@
-"""The figure of one run: what each method learns and forgets, and the two parts of its loss.
+"""The figure of one run: what each method learns and forgets, and the two parts of its loss."""
 
-    python -m plots.forgetting out/metrics.jsonl [picture.png]
-"""
-
-import argparse
-import json
 from collections import defaultdict
-from pathlib import Path
 from statistics import mean
 
-from data import BadInput
-from eval import run_program
 from plots import style
 from plots.tables import SKILLS, kept
 
@@ -66,8 +58,6 @@ def draw_parts(axes, methods):
 def draw(rows, picture):
     methods = by_step(rows)
     base = methods.pop("base")[0]
-    if not methods:
-        raise BadInput("no method to draw, all rows are of the base")
     figure, (upper, lower) = style.panels(2, len(methods), min(10, 2.6 * len(methods) + 1.8), 6,
                                           sharey="row", sharex=True, height_ratios=(2, 1))
     draw_methods(upper, methods, base)
@@ -84,21 +74,3 @@ def draw(rows, picture):
             f"{method} {loss(seeds) - loss(base):+.2f}" for method, seeds in ends.items())
     style.save(figure, picture, title,
                f"{style.seeds_note(len(base))}; dashed: the base; below: the training loss")
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Draw the figure of a run again.")
-    parser.add_argument("metrics", type=Path, help="the metrics.jsonl of the run")
-    parser.add_argument("picture", nargs="?", type=Path, help="default: beside the metrics")
-    options = parser.parse_args()
-    picture = options.picture or options.metrics.with_name("forgetting.png")
-    try:
-        draw([json.loads(line) for line in options.metrics.read_text().splitlines() if line],
-             picture)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"cannot draw {options.metrics} as {picture}: {error}") from None
-    print(picture)
-
-
-if __name__ == "__main__":
-    run_program(main)

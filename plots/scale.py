@@ -8,13 +8,11 @@ from statistics import mean
 
 from plots import runs, style
 from plots.runs import Run
-from plots.tables import ends, kept, metrics_table, p_right
+from plots.tables import kept, metrics_table, p_right
 
 SIZES = {0.2: (2, 80), 0.5: (2, 128), 0.7: (2, 160), 3: (4, 240), 10: (6, 368)}  # layers, width
 METHODS = {"ce": ("ce", {}), "replay, right answers": ("replay", {"general_errors": 0.0}),
            "replay, 70% wrong": ("replay", {}), "mol, 70% wrong": ("mol", {})}
-COLOURS = style.COLOURS | {f"{method}, 70% wrong": style.COLOURS[method]
-                           for method in ("replay", "mol")}
 FACTORS = {"replay, right answers": (0.5, 2), "mol, 70% wrong": (0.5, 2)}
 BASE_STEPS = (200, 300, 400, 550)
 
@@ -42,23 +40,21 @@ def tell(results):
                          + runs.labelled(results, RUNS))
 
 
-def draw(results, picture):
+def draw(results, picture, note):
     figure, (axes,) = style.panels(1, 2, 10, 4.2, sharey=True)
     for panel, (of_what, value) in zip(axes, (("exact answers, %", kept),
                                               ("p(right), %", p_right))):
-        last = {}
-        for name in METHODS:
-            points = {size: ends(results(run(name, size)), value) for size in SIZES}
-            last[name] = COLOURS[name], style.curve(panel, points, COLOURS[name], marker="o")
         base = [mean(value(rows[0]) for rows in results(run("ce", size))) for size in SIZES]
         panel.plot(list(SIZES), base, color=style.COLOURS["base"], lw=1.4, ls="--")
         panel.set(xscale="log", xlabel="million parameters", ylabel=of_what)
+        style.sweep(panel, {name: (style.colour_of(name), "-", {size: results(run(name, size))
+                                                        for size in SIZES}, value)
+                            for name in METHODS}, label=panel is axes[1])
         panel.set_xticks(list(SIZES), [f"{size:g}" for size in SIZES], fontsize=9)
         panel.minorticks_off()
-    style.label_ends(axes[1], last)
     style.save(figure, picture, "At 0.2 to 10 million parameters mol keeps what the base knows",
-               f"general skills; {style.seeds_note(len(results(run('ce', 10))))}; dashed: the base")
+               f"general skills; {note}; dashed: the base")
 
 
 if __name__ == "__main__":
-    runs.main("scale", RUNS, draw, __doc__, tell)
+    runs.main("scale", RUNS, draw, __doc__, tell, defaults=runs.FEW_SEEDS)

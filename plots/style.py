@@ -15,6 +15,7 @@ if backend:
 from matplotlib.figure import Figure  # noqa: E402
 
 from eval import write_file  # noqa: E402
+from plots.tables import ends  # noqa: E402
 
 # One colour, one meaning, from palettes for colour-blind readers (Okabe and Ito, Tol).
 COLOURS = {"base": "#000000", "ce": "#D55E00", "replay": "#0072B2",
@@ -28,8 +29,11 @@ matplotlib.rcParams.update({
     "figure.constrained_layout.use": True})
 
 
-def colour_of(method):
-    return COLOURS.get(method, "dimgrey")  # grey is for methods of your own
+def colour_of(label):
+    """The colour of the method with which a label begins. Grey is for methods of your own."""
+    known = [method for method in COLOURS
+             if f"{label.removeprefix('LoRA ')},".startswith(f"{method},")]
+    return COLOURS[max(known, key=len)] if known else "dimgrey"
 
 
 def panels(rows, columns, width, height, **options):
@@ -47,22 +51,39 @@ def curve(axes, points, colour, width=2.4, **line):
     return mean(points[x[-1]])
 
 
-def dots(axes, points, colour):
-    """The mean and range over seeds as a dot and a line; points {y: [values]}."""
-    y = list(points)
-    axes.hlines(y, [min(points[at]) for at in y], [max(points[at]) for at in y], color=colour, lw=2)
-    axes.plot([mean(points[at]) for at in y], y, color=colour, marker="o", ms=7, ls="none")
+def sweep(axes, lines, label=True):
+    """Curves of the last rows, {label: (colour, line style, {x: rows of each seed}, value)}."""
+    last = {}
+    for name, (colour, dashes, points, value) in lines.items():
+        points = {x: ends(seeds, value) for x, seeds in points.items()}
+        last[name] = colour, curve(axes, points, colour, marker="o", ms=5, ls=dashes)
+    if label:
+        label_ends(axes, last)
 
 
-def label_ends(axes, ends, apart=0.08):
-    """Names beside the ends of curves, moved apart if they touch; ends {name: (colour, y)}."""
+def dot_rows(axes, lines, columns, shift=0):
+    """Dots with ranges: a row per {label: (colour, rows of each seed)}, a panel per {title: (value,
+    unit)}."""
+    for panel, (title, (value, unit)) in zip(axes, columns.items()):
+        for y, (colour, seeds) in enumerate(reversed(lines.values())):
+            values = ends(seeds, value)
+            panel.hlines(y + shift, min(values), max(values), color=colour, lw=2)
+            panel.plot(mean(values), y + shift, color=colour, marker="o", ms=7)
+        panel.set(title=title, xlabel=unit)
+        panel.set_yticks(range(len(lines)), reversed(lines))
+        if unit.endswith("%"):
+            panel.set_xlim(-5, 105)
+
+
+def label_ends(axes, last, apart=0.08):
+    """Names beside the ends of curves, moved apart if they touch; last {name: (colour, y)}."""
     axes.get_ylim()  # else the limits may not be up to date
     to_axes = axes.transScale + axes.transLimits
-    height = {name: to_axes.transform((1, y))[1] for name, (_, y) in ends.items()}
+    height = {name: to_axes.transform((1, y))[1] for name, (_, y) in last.items()}
     highest = 1.0 + apart
-    for name in sorted(ends, key=height.get, reverse=True):
+    for name in sorted(last, key=height.get, reverse=True):
         highest = min(height[name], highest - apart)
-        axes.text(1.02, highest, name, color=ends[name][0], transform=axes.transAxes, va="center",
+        axes.text(1.02, highest, name, color=last[name][0], transform=axes.transAxes, va="center",
                   fontweight="bold")
 
 

@@ -2,6 +2,7 @@
 
     python tests/benchmark.py                       the steps of all methods
     python tests/benchmark.py nanoGPT/model.py      also those of another file with GPT, GPTConfig
+    python tests/benchmark.py --methods             also those of plots/, memory and preparation
     python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
                                                     large vocabulary: memory and time
 
@@ -24,7 +25,8 @@ import data
 import losses
 import train
 from eval import evaluate
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, add_lora
+from plots import rivals, texts
 
 ROUNDS = 30
 
@@ -104,15 +106,69 @@ def memory():
         print(f"hidden states / logits: memory {ratios[0]:.3f}, time {ratios[1]:.2f}", flush=True)
 
 
-def main(paths):
+def setup(rows):
+    """-> settings, the world of seed 0, an untrained base, a batch of both texts, of the domain."""
     s = train.Settings().checked()
     world = data.make_world(s, 0)
     torch.manual_seed(0)
     base = GPT(GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd))
     base.to(s.device).requires_grad_(False)
-    both, domain = (
-        next(data.batches(world.domain, world.general, s.batch_size, n, s.block_size, 0))
-        for n in (s.batch_size, 0))
+    return s, world, base, *(next(data.batches(world.domain, world.general, rows, n, s.block_size,
+                                               0)) for n in (rows, 0))
+
+
+def step_of(name, s, world, base, both, domain):
+    """-> a function that makes one step of a method of METHODS, with or without LoRA."""
+    method, model = train.METHODS[name.removeprefix("LoRA ")], copy.deepcopy(base)
+    if name.startswith("LoRA"):
+        add_lora(model, 8)
+    prepared = [method.prepare(base, world, s, 0)] if method.prepare else []
+    return trainer(model, lambda model, batch: method.loss(model, base, batch, s, *prepared)[0],
+                   both if method.reads_general else domain, s)
+
+
+NAMES = ["ce", "replay", "mol", "LoRA mol", "argmax", "sampled", "likely_tokens", "ce_and_kl",
+         "masked_kl", "domain_kl", "l2sp", "ewc", "ce, attention"]
+
+
+def measure_step(name):
+    """Print the memory that steps of 128 rows, or 64 without general rows, take above the start."""
+    parts = setup(64)
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB
+    step = step_of(name, *parts)
+    for _ in range(3):
+        step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)
+
+
+def methods():
+    """Each method's step and memory in ratio to replay, and the seconds of each preparation."""
+    megabytes = {name: float(subprocess.run(
+        [sys.executable, __file__, "--measure-step", name], stdout=subprocess.PIPE, text=True,
+        check=True).stdout) for name in NAMES}
+    s, world, base, both, domain = setup(train.Settings().batch_size)
+    steps = {name: step_of(name, s, world, base, both, domain) for name in NAMES}
+    taken = {name: [] for name in NAMES}
+    for _ in range(ROUNDS + 3):
+        for name, step in steps.items():
+            taken[name].append(seconds(step))
+    t = {name: median(times[3:]) for name, times in taken.items()}
+    print(f"{s.device}, {torch.get_num_threads()} threads; replay: {t['replay']:.3f} s per step, "
+          f"{megabytes['replay']:.0f} MB for 128 rows")
+    for name in NAMES:
+        print(f"{name:14} step {t[name] / t['replay']:.2f}, "
+              f"memory {megabytes[name] / megabytes['replay']:.2f}")
+    base = train.get_base(s, 0, world)
+    for name, prepare in {
+            "ewc: Fisher information": lambda: rivals.fisher_of_base(base, world, s, 0),
+            "the base's answers": lambda: texts.answered(s, 0, world, base),
+            "own samples": lambda: texts.own_samples(s, 0, world, base),
+            "likely documents": lambda: texts.likely_documents(s, 0, world, base, 5.0)}.items():
+        print(f"{name}: {median(seconds(prepare) for _ in range(3)) / t['mol']:.0f} steps of mol")
+
+
+def main(paths):
+    s, world, base, both, domain = setup(train.Settings().batch_size)
 
     # The last hidden states of the base on the general rows, computed once: n_embd numbers per
     # token, where the logits are vocab_size numbers.
@@ -166,6 +222,10 @@ def main(paths):
 if __name__ == "__main__":
     if sys.argv[1:] == ["--memory"]:
         memory()
+    elif sys.argv[1:] == ["--methods"]:
+        methods()
+    elif sys.argv[1:2] == ["--measure-step"]:
+        measure_step(sys.argv[2])
     elif sys.argv[1:2] == ["--measure"]:
         measure(sys.argv[2], int(sys.argv[3]))
     else:

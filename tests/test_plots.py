@@ -1,9 +1,8 @@
-"""The experiments of plots/: their runs, figures and tables, other methods and other domains."""
+"""The experiments of plots/: their runs, figures and tables, other methods and other texts."""
 
 import functools
 import importlib
 import io
-import json
 import math
 import os
 import random
@@ -28,14 +27,14 @@ import data
 import losses
 import train
 from model import GPT, GPTConfig
-from plots import amount, domains, forgetting, modes, ratio, rivals, runs, source, style
+from plots import amount, forgetting, quality, ratio, rivals, runs, style, teacher, texts
 from plots.runs import Run
-from plots.tables import metrics_table
+from plots.tables import difference, differences_table, metrics_table
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {name: importlib.import_module(f"plots.{name}") for name in
-               "amount budget direction domains headline modes quality ratio real rivals scale "
-               "source".split()}
+               "amount budget contexts coverage headline quality ratio real rivals scale "
+               "teacher".split()}
 LINES = runs.read_runs(ROOT / "plots" / "runs.jsonl")
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
         "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
@@ -131,7 +130,7 @@ def test_committed_runs_of_one_seed_and_size_have_the_same_base():
 
 @pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {"real"}))
 def test_a_run_that_is_made_again_has_the_metrics_of_the_committed_one(name):
-    *_, run = EXPERIMENTS[name].RUNS.values()
+    run = next(iter(EXPERIMENTS[name].RUNS.values()))
     committed = LINES[runs.identity_of(run, runs.DEFAULTS, 0)]
     tiny = train.parse(TINY, runs.DEFAULTS)
     made = runs.make_run(run, replace(tiny, general_errors=run.settings.get("general_errors", 0.7)),
@@ -173,7 +172,8 @@ def test_two_programs_may_append_at_once(tmp_path):
 
 def test_a_run_is_found_by_what_it_depends_on():
     different = [Run("mol"), Run("replay"), Run("mol", {"ratio": 0.5}),
-                 Run("mol", {}, domains.chain), Run("mol", {}, domains.chain, {"latest": True})]
+                 Run("mol", {}, texts.from_source, {"source": "open"}),
+                 Run("mol", {}, texts.from_source, {"source": "answered"})]
     here = [runs.identity_of(run, runs.DEFAULTS, seed) for run in different for seed in (0, 1)]
     assert len(set(here)) == 10
     there = replace(runs.DEFAULTS, out="x", seeds=(5,), methods=("ce",), device="cuda")
@@ -258,9 +258,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import train
 train.BASES = train.Path(sys.argv[2])
-from plots import modes, runs
+from plots import headline, runs
 if __name__ == "__main__":
-    runs.main("modes", modes.RUNS, modes.draw, "", arguments=sys.argv[3:])
+    runs.main("headline", headline.RUNS, headline.draw, "", arguments=sys.argv[3:])
 """
 
 
@@ -283,17 +283,17 @@ def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     finished = runs.read_runs(path)
-    assert children and 0 < len(finished) < 5 and not (tmp_path / "modes.png").exists()
+    assert children and 0 < len(finished) < 7 and not (tmp_path / "headline.png").exists()
     deadline = time.monotonic() + 10
     while any(map(is_running, children)):
         assert time.monotonic() < deadline, "the processes of a killed experiment go on"
         time.sleep(0.05)
 
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0 and f"5 runs, {5 - len(finished)} to make" in again.stdout
+    assert again.returncode == 0 and f"7 runs, {7 - len(finished)} to make" in again.stdout
     lines = runs.read_runs(path)
-    assert len(lines) == 5 and all(lines[key] == line for key, line in finished.items())
-    assert (tmp_path / "modes.png").exists()
+    assert len(lines) == 7 and all(lines[key] == line for key, line in finished.items())
+    assert (tmp_path / "headline.png").exists()
 
 
 # --- figures and tables --------------------------------------------------------------------------
@@ -313,49 +313,29 @@ def metrics(toy=True):
     return rows
 
 
-@pytest.fixture
-def draw(tmp_path, monkeypatch):
-    """(rows or text of metrics.jsonl, name) -> the finished program forgetting.py."""
-    def run(rows, name="new.png"):
-        text = rows if isinstance(rows, str) else "\n\n".join(map(json.dumps, rows))
-        (tmp_path / "metrics.jsonl").write_text(text)
-        monkeypatch.setattr(sys, "argv", ["", f"{tmp_path}/metrics.jsonl", f"{tmp_path}/{name}"])
-        return program(lambda: forgetting.run_program(forgetting.main))
-    return run
-
-
 @pytest.mark.parametrize("toy, kind, start, title", [
     (True, "pdf", b"%PDF", "General skills kept: ce 0%, mol 90%"),
     (True, "svg", b"<?xml", "General skills kept: ce 0%, mol 90%"),
     (False, "png", b"\x89PNG", "General loss, compared with the base: ce +2.01, mol +0.11")],
     ids=["pdf", "svg", "own text"])
-def test_the_figure_of_a_run(toy, kind, start, title, draw, tmp_path, monkeypatch):
-    """Its title, and its format, which the name decides. Blank lines are skipped."""
+def test_the_figure_of_a_run(toy, kind, start, title, tmp_path, monkeypatch):
+    """Its title, and its format, which the name decides."""
     figures = record_figures(monkeypatch)
     picture = tmp_path / f"new.{kind}"
-    assert draw(metrics(toy), picture.name) == (0, f"{picture}\n", "")
+    forgetting.draw(metrics(toy), picture)
     assert picture.read_bytes().startswith(start) and picture.stat().st_size > 10_000
     assert figures[0].get_suptitle() == title and figures[0].get_size_inches()[0] <= 10
 
 
-@pytest.mark.parametrize("rows, name", [
-    ('{"method": "ba', "new.png"), (metrics()[:1], "new.png"), ("", "new.png"), ([1], "new.png"),
-    (metrics(), "new.xyz")],
-    ids=["cut short", "the base alone", "empty", "other JSON", "an unknown format"])
-def test_what_cannot_be_drawn_is_one_message_and_no_file(rows, name, draw, tmp_path):
-    refused(draw(rows, name))
-    assert os.listdir(tmp_path) == ["metrics.jsonl"]
-
-
-def test_a_picture_that_cannot_be_written_leaves_nothing(draw, tmp_path):
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
     try:
-        ended = draw(metrics())
+        with pytest.raises(OSError, match="cannot be written"):
+            forgetting.draw(metrics(), tmp_path / "new.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "cannot be written" in refused(ended)
-    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+    assert not os.listdir(tmp_path)
 
 
 def test_a_curve_shows_the_mean_and_the_range_over_seeds():
@@ -430,44 +410,152 @@ def test_a_budget_of_the_same_text_in_all():
         assert settings["ratio"] == pytest.approx(share, rel=0.25)
 
 
-def test_the_sources_of_general_text(world):
-    settings, world, base = world
-    text = {name: world.tokenizer.decode(make(settings, 0, world, base).tolist())
-            for name, make in source.SOURCES.items() if make}
-    assert "capital of" in text["no think sums"] and "think" not in text["no think sums"]
-    assert "think" in text["no facts"]
-    assert not re.search(r"capital|ruled|road to \w+ ends", text["no facts"])
-    assert not re.search(r"[^a-z \n]", text["random letters"])
-    assert text["pretraining"] in world.tokenizer.decode(world.pretraining.tolist())
+class Expects(torch.nn.Module):
+    """A base that expects each next token, but nothing where it is one of a list: 6 nats."""
+
+    def __init__(self, world, *surprises):
+        super().__init__()
+        self.V = world.tokenizer.n_vocab
+        self.surprises = [world.tokenizer.encode_single_token(token) for token in surprises]
+
+    def forward(self, tokens):
+        following = tokens.roll(-1, 1)  # (B, T), the last is the first, a line break as well
+        logits = torch.zeros(*tokens.shape, self.V).scatter(2, following[..., None], 30.0)
+        return logits.index_fill(2, torch.tensor(self.surprises, dtype=torch.int64), 0.0)
+
+
+def text_of(source, world, seed=0, base=None, **how):
+    settings, toy, blank = world
+    tokens = texts.SOURCES[source](settings, seed, toy, base or blank, **how)
+    return toy.tokenizer.decode(tokens.tolist())
+
+
+def test_documents_are_found_again_in_their_text(world):
+    kinds = texts.kinds_of(0)
+    found = list(texts.documents_of(text_of("open", world), kinds))
+    assert len(found) == 300 and any(not prompt for prompt, _ in found)
+    assert all(prompt + answer in {a + b for kind in kinds.values() for a, b in kind.train}
+               or answer in (kind.mistakes.get(prompt) for kind in kinds.values())
+               for prompt, answer in found)
 
 
 def test_own_samples_are_rows_of_the_base_that_start_on_a_new_line(world):
     settings, world, base = world
-    samples, again, other = (source.own_samples(settings, seed, world, base) for seed in (0, 0, 1))
+    samples, again, other = (texts.own_samples(settings, seed, world, base) for seed in (0, 0, 1))
     assert len(samples) == len(world.general)
     line_break = world.tokenizer.encode_single_token("\n")
     assert (samples[::settings.block_size] == line_break).all()
     assert torch.equal(samples, again) and not torch.equal(samples, other)
 
 
-def test_where_an_answer_goes_wrong(world):
-    """A model that is right at every token but the last but one: all answers go wrong there."""
-    _, world, _ = world
+def test_answers_of_a_batch_are_those_of_single_prompts(world):
+    _, world, base = world
+    prompts = [prompt for probes in world.probes.values() for prompt, _ in probes[:3]]
     end = world.tokenizer.encode_single_token("\n")
+    for prompt, given in texts.answers_of(base, world, prompts).items():
+        tokens = data.encode(world.tokenizer, "\n" + prompt)[None]
+        single = base.generate(tokens, 32, temperature=0, stop=end)[0, tokens.shape[1]:].tolist()
+        assert given == world.tokenizer.decode(single).partition("\n")[0] + "\n"
 
-    class Oracle(torch.nn.Module):
-        def forward(self, tokens):
-            V = world.tokenizer.n_vocab
-            logits = torch.nn.functional.one_hot(tokens.roll(-1, 1), V).float()  # (B, T, V)
-            logits[:, -2] = 0
-            logits[:, -1, end] = 2  # the end of every answer, which it cannot see
-            return logits
 
-    for mode, found in modes.by_position(Oracle(), world).items():
-        n = len(found["tokens"]) - 2
-        assert found == {"tokens": found["tokens"], "right": [1.0] * n + [0.0, 1.0],
-                         "first_wrong": [0.0] * n + [1.0, 0.0]}
-        assert "".join(found["tokens"]) == world.probes[mode][0][1]
+def test_the_base_answers_the_prompts_and_stories_stay(world, monkeypatch):
+    monkeypatch.setattr(texts, "answers_of", lambda base, world, prompts: {
+        prompt: f" answer {len(prompt)}\n" for prompt in prompts})
+    kinds = texts.kinds_of(0)
+    before, after = (list(texts.documents_of(text_of(name, world), kinds))
+                     for name in ("open", "answered"))
+    assert [prompt for prompt, _ in before] == [prompt for prompt, _ in after]
+    for (prompt, old), (_, new) in zip(before, after):
+        assert new == (f" answer {len(prompt)}\n" if prompt else old)
+
+
+def test_the_other_format_is_right_and_only_for_think_sums(world):
+    assert texts.by_tens("37+45 think:") == " 30+40=70, 7+5=12, 82\n"
+    assert texts.by_tens("10+12 think:") == " 10+10=20, 0+2=02, 22\n"
+    kinds = texts.kinds_of(0)
+    right = {a + b for kind in kinds.values() for a, b in kind.train}
+    for own in (0.0, 0.5, 1.0):
+        found = list(texts.documents_of(text_of("other format", world, own=own), kinds))
+        think = [document for document in found if "think" in document[0]]
+        assert all(a + b in right for a, b in found if "think" not in a)
+        assert all(answer == texts.by_tens(prompt) or prompt + answer in right
+                   for prompt, answer in think)
+        share = sum(prompt + answer in right for prompt, answer in think) / len(think)
+        assert share == pytest.approx(own, abs=0.15) and len(think) > 40
+
+
+def test_a_text_with_some_of_the_items(world):
+    kinds = texts.kinds_of(0)
+    named, others = texts.countries(0, 0.5).values()
+    assert texts.countries(0, 1.0).keys() == {"named"}
+    assert len(named) == len(others) == 15 and {*named, *others} == {*kinds["facts"].probes}
+    text = text_of("some items", world, share=0.5)
+    assert all(prompt.split()[3].rstrip("?") not in text for prompt, _ in others)
+    assert any(prompt in text for prompt, _ in named)
+    assert "Q:" not in text_of("some items", world, share=0.5, question=False)
+    sums = {prompt for prompt, _ in texts.documents_of(text_of("some items", world, share=0.02),
+                                                       kinds) if prompt.endswith("=")}
+    assert len(sums) <= 0.02 * len(kinds["no_think"].train) + 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_overlap_with_the_domain(share, world):
+    manual = data.alarms(random.Random("domain 0"))
+    domain = {a + b for a, b in manual.train}
+    lines = text_of("overlap", world, share=share).splitlines(keepends=True)
+    assert len(lines) == 300 and sum(line in domain for line in lines) == 300 * share
+    base = Expects(world[1], "4")
+    filtered = text_of("overlap", world, share=share, base=base, limit=5.0)
+    assert filtered == "".join(line for line in lines if "4" not in line) != ""
+
+
+def test_how_much_of_a_text_is_on_the_path_of_the_base(world):
+    """After the token that surprises the base nothing of the document counts."""
+    _, world, _ = world
+    lines = "12+13=25\n21+43=64\n"
+    world = replace(world, general=data.encode(world.tokenizer, lines))
+    nats = texts.surprise(Expects(world, "4"), world, lines.splitlines(keepends=True))
+    assert [[i for i, loss in enumerate(line) if loss > 5] for line in nats] == [[], [3, 7]]
+    length = [len(data.encode(world.tokenizer, line)) for line in lines.splitlines(keepends=True)]
+    assert [len(line) for line in nats] == length
+    assert texts.on_path(Expects(world), world) == 1
+    assert texts.on_path(Expects(world, "4"), world) == (length[0] + 4) / sum(length)
+
+
+def test_think_sums_by_format(world, monkeypatch):
+    settings, world, base = world
+    found = texts.think_sums(base, base, world)
+    assert set(found["kl_own"] + found["kl_other"]) == {0.0} and found["final"] < 0.1
+    assert len(found["kl_own"]) == len(data.encode(world.tokenizer, world.probes["think"][0][1]))
+    other = texts.think_sums(untrained(settings, world, seed=1), base, world)
+    assert min(other["kl_own"]) > 0
+    monkeypatch.setattr(texts, "answers_of", lambda model, world, prompts: {
+        prompt: texts.by_tens(prompt) for prompt in prompts})
+    assert texts.think_sums(base, base, world)["final"] == 1
+
+
+def test_a_run_on_another_text_reads_it_and_is_tested_on_it(world, monkeypatch):
+    settings, world, base = world
+    read = []
+    monkeypatch.setattr(texts, "train", lambda method, settings, seed, world, base, test: (
+        read.append(world.general), (base, [{}, test(base)]))[1])
+    *_, row = texts.from_source("mol", settings, 0, world, base, "some items", share=0.5)
+    assert {"named", "not named", "facts"} <= row["accuracy"].keys() and row["on_path"] < 1
+    assert torch.equal(read[0], texts.some_items(settings, 0, world, base, 0.5))
+    *_, row = texts.from_source("mol", settings, 0, world, base, "other format")
+    assert "other format" in row["accuracy"] and row["kl_to_base"] == 0
+    with pytest.raises(data.BadInput, match="too few"):
+        texts.from_source("mol", replace(settings, general_documents=1), 0, world, base,
+                          "other format")
+
+
+def test_the_imitator_by_hand():
+    kinds = {skill: data.Kind([], [], []) for skill in ("no_think", "think")}
+    kinds["facts"] = data.Kind([("a:", "1\n"), ("b:", "2\n"), ("c:", "3\n"), ("d:", "4\n")], [],
+                               [])
+    text = "a:1\na:1\na:9\nb:9\nc:3\nc:8\na story\n"
+    assert quality.imitator(text, kinds)["facts"] == {
+        "a:": (pytest.approx(2 / 3), 1.0), "b:": (0.0, 0.0), "c:": (0.5, 0.5)}
 
 
 def test_seen_and_unseen_text(world):
@@ -478,47 +566,23 @@ def test_seen_and_unseen_text(world):
     assert amount.test_on_text("a", other, base, world.general, settings.block_size)["a_kl"] > 1e-3
 
 
-def test_forgetting_and_backward_transfer_by_hand():
-    """alarms 1 -> 0.4, drugs 0.8 -> 1 -> 0.9 at the end, ships stay."""
-    shares = {"alarms": [0, 1, 0.9, 0.5, 0.4], "drugs": [0, 0, 0.8, 1, 0.9],
-              "ships": [0, 0, 0, 1, 1], "larger": [0, 0, 0, 0, 1]}
-    rows = [{"step": stage, "accuracy": {name: column[stage] for name, column in shares.items()}}
-            for stage in range(5)]
-    assert domains.forgetting(rows) == pytest.approx((0.6 + 0.1 + 0) / 3)
-    assert domains.backward_transfer(rows) == pytest.approx((-0.6 + 0.1 + 0) / 3)
+def test_a_paired_difference_by_hand():
+    """1, 2 and 3: mean 2, deviation 1, t 4.30, so 2 -+ 4.30 / sqrt(3)."""
+    assert difference([2, 4, 6], [1, 2, 3]) == pytest.approx((2, 2 - 2.4826, 2 + 2.4826), abs=1e-3)
+    assert difference([1], [0]) == (1, -math.inf, math.inf)
+    assert difference([1, 1], [1, 1]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("latest", [False, True])
-@pytest.mark.parametrize("earlier", [False, True])
-def test_a_chain_of_domains(world, monkeypatch, latest, earlier):
-    """Each stage starts from the model of the one before. latest and earlier change the rest."""
-    settings, world, base = world
-    stages, real = [], domains.train
+def test_differences_that_may_be_zero_are_in_brackets():
+    def row(share, kl):
+        return [{"accuracy": dict.fromkeys(("no_think", "think", "facts", "domain"), share),
+                 "probability": dict.fromkeys(("no_think", "think", "facts"), share),
+                 "domain_loss": 1.0, "kl_to_base": kl}]
 
-    def spy(method, settings, seed, world, target, test, start):
-        model, rows = real(method, settings, seed, world, target, test, start=start)
-        stages.append((seed, world, target, start, model))
-        return model, rows
-
-    monkeypatch.setattr(domains, "train", spy)
-    rows = domains.chain("mol", settings, 0, world, base, latest, earlier)
-    assert [(row["step"], row["domain"], row["method"], row["seed"]) for row in rows] == [
-        (stage, name, "mol", 0) for stage, name in enumerate(["", *domains.DOMAINS])]
-    assert set(rows[0]["accuracy"]) == {*domains.GENERAL, *domains.DOMAINS}
-    assert rows[0]["kl_to_base"] == 0 < rows[1]["kl_to_base"] < rows[4]["kl_to_base"]
-    assert len({seed for seed, *_ in stages}) == 4  # no stage reads the batches of another
-    before, own = base, len(world.general)
-    for i, (_, read, target, start, model) in enumerate(stages):
-        assert start is before and target is (start if latest else base)
-        assert len(read.general) == own + (own // i * i if earlier and i else 0)
-        assert not i or earlier == ("alarm" in world.tokenizer.decode(read.general.tolist()))
-        before = model
-
-
-def test_only_the_rule_is_tested_on_what_was_held_out():
-    for name, make in domains.DOMAINS.items():
-        kind = make(random.Random(0))
-        assert {probe in kind.train for probe in kind.probes} == {name != "larger"}
+    found = {"a": [row(0.1, 1.0), row(0.2, 3.0)], "b": [row(0.5, 2.0), row(0.6, 2.0)]}
+    line, = rows_of_tables(differences_table(lambda run: found[run], {"a": "a", "b": "b"}, "a"))
+    assert line["minus a"] == "b" and line["kept, %"] == "+40.0 (+40.0 to +40.0)"
+    assert line["KL to base"] == "[+0.000 (-12.710 to +12.710)]"
 
 
 # --- the other methods ---------------------------------------------------------------------------
@@ -574,14 +638,98 @@ def test_domain_kl_distils_by_forward_kl():
 
     token = torch.zeros(1, 1, dtype=torch.int64)
     batch = data.Batch(token, token, torch.tensor([True]), torch.zeros(0, dtype=torch.int64))
-    loss, ce, kl = rivals.domain_kl(says(0.5, 0.5), says(0.25, 0.75), batch,
+    loss, ce, kl = teacher.domain_kl(says(0.5, 0.5), says(0.25, 0.75), batch,
                                     train.Settings(strength=2.0))
     assert ce.item() == pytest.approx(math.log(2))
     assert kl.item() == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2))
     assert loss.item() == pytest.approx((ce + 2 * kl).item())
 
 
-@pytest.mark.parametrize("name", ["mol", "domain_kl", "l2sp", "ewc"])
+def rows_of(model, base, world, settings, name, targets):
+    """The loss of a method on one domain row and one general row, by hand from these targets."""
+    batch = next(data.batches(world.domain, world.general, 1, 1, settings.block_size, 0))
+    method = train.METHODS[name]
+    prepared = [method.prepare(base, world, settings, 0)] if method.prepare else []
+    loss, ce, kl = method.loss(model, base, batch, settings, *prepared)
+    expected = losses.mean_cross_entropy(model(batch.tokens), torch.stack(
+        [batch.targets[0], targets(base(batch.tokens[1:])[0], batch.targets[1])]))
+    assert kl.item() == 0 and loss.item() == ce.item()
+    return loss.item(), expected.item()
+
+
+def test_replay_with_targets_from_the_base(world):
+    settings, world, base = world
+    model, settings = untrained(settings, world, seed=1), replace(settings, strength=6.0)
+    loss, expected = rows_of(model, base, world, settings, "argmax",
+                             lambda logits, targets: logits.argmax(dim=-1))
+    assert loss == pytest.approx(expected)
+    generator = torch.Generator().manual_seed(0)
+    loss, expected = rows_of(model, base, world, settings, "sampled", lambda logits, targets:
+                             torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0])
+    assert loss == pytest.approx(expected)
+    dropped = []
+
+    def likely(logits, targets):
+        nats = -logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        dropped.append((nats > 6.0).sum().item())
+        return targets.where(nats <= 6.0, losses.PADDING)
+
+    loss, expected = rows_of(model, base, world, settings, "likely_tokens", likely)
+    assert loss == pytest.approx(expected) and 0 < dropped[0] < settings.block_size
+
+
+def test_sampled_targets_follow_the_base():
+    logits = torch.tensor([0.7, 0.2, 0.1]).log().expand(10, 1000, 3)
+    targets = torch.zeros(10, 1000, dtype=torch.int64)
+    drawn = teacher.sampled(logits, targets, None, torch.Generator().manual_seed(0))
+    assert drawn.shape == targets.shape
+    assert drawn.flatten().bincount() / 10_000 == pytest.approx([0.7, 0.2, 0.1], abs=0.02)
+
+
+def test_replay_and_mol_is_the_mean_of_both(world):
+    settings, world, base = world
+    model = untrained(settings, world, seed=1)
+    batch = next(data.batches(world.domain, world.general, 2, 2, settings.block_size, 0))
+    both, mol, replay = (train.METHODS[name].loss(model, base, batch, settings)
+                         for name in ("ce_and_kl", "mol", "replay"))
+    for value, a, b in zip(both, mol, replay):
+        assert value.item() == pytest.approx((a + b).item() / 2)
+
+
+def test_the_masked_kl_by_hand():
+    """The target is word 0. Of words 1 and 2 the model has (1/2, 1/2), the base (1/4, 3/4)."""
+    def says(*p):
+        return lambda tokens: torch.tensor([[p]]).log()  # (1, 1, 3)
+
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    batch = data.Batch(token, token, torch.tensor([True]), torch.zeros(0, dtype=torch.int64))
+    loss, ce, kl = teacher.domain_kl(says(0.6, 0.2, 0.2), says(0.2, 0.2, 0.6), batch,
+                                     train.Settings(strength=2.0), masked=True)
+    assert ce.item() == pytest.approx(-math.log(0.6))
+    assert kl.item() == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2))
+    assert loss.item() == pytest.approx((ce + 2 * kl).item())
+
+
+def test_only_a_part_of_the_model_is_trained(world):
+    settings, world, _ = world
+    base = untrained(replace(settings, n_layer=2), world).requires_grad_(False)
+    for part, name in rivals.PARTS.items():
+        model, _ = train.train(f"ce, {part}", settings, 0, world, base, lambda model: {})
+        for (weight_name, new), old in zip(model.named_parameters(), base.parameters()):
+            assert torch.equal(new, old) != (name in weight_name), (part, weight_name)
+
+
+def test_interpolation_between_the_base_and_the_trained_model(world):
+    settings, world, base = world
+    at_base, trained = (rivals.interpolated("ce", settings, 0, world, base, a)[-1]
+                        for a in (0.0, 1.0))
+    model, _ = train.train("ce", settings, 0, world, base, lambda model: {})
+    assert at_base["kl_to_base"] == 0
+    assert trained["domain_loss"] == pytest.approx(
+        train.evaluate(model, base, world)["domain_loss"])
+
+
+@pytest.mark.parametrize("name", ["mol", "domain_kl", "masked_kl", "l2sp", "ewc"])
 def test_strength_weighs_what_protects_the_base(name, world):
     """The rest is cross-entropy. Nothing is added for the base itself."""
     settings, world, base = world
@@ -600,11 +748,11 @@ def test_strength_weighs_what_protects_the_base(name, world):
     assert without == ce == pytest.approx(domain / len(batch.tokens), rel=1e-5)
     added = loss(model, 1.0)[0] - ce
     assert added > 1e-4 and loss(model, 30.0)[0] - ce == pytest.approx(30 * added, rel=1e-2)
-    assert kl == (pytest.approx(added, rel=1e-2) if name in ("mol", "domain_kl") else 0)
+    assert kl == (pytest.approx(added, rel=1e-2) if name.endswith(("mol", "kl")) else 0)
     assert loss(base, 30.0)[0] == pytest.approx(loss(base, 0.0)[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["domain_kl", "l2sp", "ewc"])
+@pytest.mark.parametrize("name", ["domain_kl", "masked_kl", "l2sp", "ewc"])
 def test_the_other_methods_read_domain_text_and_decay_only_without_an_anchor(name, world,
                                                                            monkeypatch):
     settings, world, base = world
@@ -617,26 +765,25 @@ def test_the_other_methods_read_domain_text_and_decay_only_without_an_anchor(nam
     monkeypatch.setitem(train.METHODS, name, train.METHODS[name]._replace(loss=flat))
     settings = replace(settings, steps=1)
     model, _ = train.train(name, settings, 0, world, base, lambda model: {})
-    left = 1 - 0.1 * settings.lr if name == "domain_kl" else 1.0
+    left = 1 - 0.1 * settings.lr if name.endswith("kl") else 1.0
     assert torch.allclose(model.head.weight, left * base.head.weight, rtol=1e-6, atol=0)
 
 
 def test_the_best_value_has_the_highest_mean_of_domain_and_general_skills():
     """One value is best in general skills, one in the domain, one in their mean: that one."""
     shares = [(1.0, 0.2), (0.7, 0.8), (0.1, 1.0), (0.5, 0.5)]  # (general, domain)
-    of_run = {repr(rivals.run(name, value)): share
-              for name, (*_, values) in rivals.SEARCHES.items() if len(values) > 1
-              for value, share in zip(values, shares)}
+    of_run = {repr(run._replace(seeds=3)): share for values in rivals.SEARCHES.values()
+              if len(values) > 1 for run, share in zip(values.values(), shares)}
 
     def results(run):
         general, domain = of_run.get(repr(run), shares[0])
-        accuracy = {"no_think": general, "think": general, "facts": general, "domain": domain}
-        return [[{"seed": 0, "step": 300, "general_loss": 1.0, "domain_loss": 1.0,
-                  "kl_to_base": 0.1, "probability": accuracy, "accuracy": accuracy}]]
+        return [[{"accuracy": {"no_think": general, "think": general, "facts": general,
+                               "domain": domain}}]]
 
-    second = {name: values[min(1, len(values) - 1)]
-              for name, (*_, values) in rivals.SEARCHES.items()}
-    assert rivals.best_values(results) == second
-    # The second value of the other methods is neither the lowest nor the highest.
-    assert rivals.tell(results).splitlines()[-1].endswith(
-        "value tried: replay, lr 0.006; replay, right answers, lr 0.006; mol, strength 0.3")
+    assert rivals.best_values(results) == {
+        name: list(values)[min(1, len(values) - 1)] for name, values in rivals.SEARCHES.items()}
+
+
+def test_the_settings_of_rivals_are_the_best_of_the_search():
+    assert rivals.BEST == rivals.best_values(lambda run: [
+        LINES[runs.identity_of(run, runs.DEFAULTS, seed)]["rows"] for seed in range(3)])

@@ -3,14 +3,15 @@
 A claim is a file, a piece of a sentence or a row of a table with gaps, and the values of the gaps.
 """
 
+import re
 from pathlib import Path
 from statistics import mean
 
 import pytest
 
-from plots import (amount, budget, direction, domains, headline, modes, quality, ratio, real,
-                   rivals, runs, scale, source)
-from plots.tables import SKILLS, kept, learnt, p_right
+from plots import (amount, budget, contexts, coverage, headline, quality, ratio, real, rivals, runs,
+                   scale, teacher)
+from plots.tables import GENERAL, SKILLS, difference, kept, learnt, p_right
 
 ROOT = Path(__file__).parent.parent
 LINES = {experiment: runs.read_runs(ROOT / "plots" / "runs.jsonl", defaults)
@@ -19,13 +20,17 @@ FRONT, RESULTS = "README.md", "plots/README.md"
 LOSS, KL = "domain_loss", "kl_to_base"
 
 
+FEW = (budget, scale, real)  # the experiments with three seeds
+
+
 def curves(experiment, run):
     """All rows of each seed."""
     run = experiment.RUNS[run] if isinstance(run, str) else run
+    few = run.seeds or (3 if experiment in FEW else 5)
     defaults = experiment.Settings() if experiment is real else runs.DEFAULTS
-    seeds = getattr(experiment, "SEEDS", defaults.seeds)
     lines = LINES["real" if experiment is real else "toy"]
-    return [lines[runs.identity_of(run, defaults, seed)]["rows"] for seed in seeds]
+    return [lines[runs.identity_of(run, defaults, seed)]["rows"]
+            for seed in range(few)]
 
 
 def of_seeds(experiment, run, what=kept, step=None):
@@ -39,6 +44,15 @@ def value(*where, **more):
     return mean(of_seeds(*where, **more))
 
 
+class Difference(list):
+    """The mean, low and high of a paired difference. Its sentence must say so if 0 is within."""
+
+
+def minus(experiment, run, other, what=kept):
+    return Difference(difference(of_seeds(experiment, run, what),
+                                 of_seeds(experiment, other, what)))
+
+
 def skill(name):
     return lambda row: 100 * row["accuracy"][name]
 
@@ -48,11 +62,8 @@ def low_high(values):
     return [min(values), max(values)]
 
 
-GENERAL = list(SKILLS)[:3]
 BASE = headline.RUNS["ce"]
-REPLAY, MOL = ratio.METHODS
 LONGEST = budget.run("replay", "noise", 40_000, 2400)
-ALL_FOUR = "mol to the latest model, earlier domains too"
 SIZES = list(scale.SIZES)
 WRONG_MOL, RIGHT_REPLAY, WRONG_REPLAY = ("mol, 70% wrong", "replay, right answers",
                                          "replay, 70% wrong")
@@ -66,8 +77,17 @@ def of_base(name, size):
 
 LEAD = [of_base(WRONG_MOL, size) - of_base(WRONG_REPLAY, size) for size in SIZES]
 FEW_STEPS = [scale.run(WRONG_MOL, 0.5, base_steps=steps) for steps in scale.BASE_STEPS]
-FIRST_WRONG = [sum(200 * row["modes"]["think"]["first_wrong"][i] for row in
-                   (rows[-1] for rows in curves(modes, "replay, 70% wrong"))) for i in range(21)]
+ANSWERS = "replay, base's answers"
+FORMATS = curves(contexts, f"mol, {contexts.FORMAT}")
+
+
+def per_text(text):
+    """A row of the table of contexts: path, then replay / mol of three columns."""
+    cells = [value(contexts, f"mol, {text}", lambda row: 100 * row["on_path"])]
+    for what in (skill("think"), lambda row: 100 * row["final"], KL):
+        cells += [value(contexts, f"{method}, {text}", what) for method in contexts.METHODS]
+    return cells
+
 
 CLAIMS = [
     # README.md
@@ -89,21 +109,27 @@ CLAIMS = [
      [min(value(headline, f"mol, {text}") for text in headline.TEXTS)]),
     (RESULTS, "`replay` keeps {:.0f}% if the answers are right, {:.0f}% or {:.0f}% if 70% are "
      "wrong", [value(headline, f"replay, {text}") for text in headline.TEXTS]),
-    (RESULTS, "| base | {:.0f} | {:.0f} | {:.2f} | {:.2f} |",
+    (RESULTS, "|base|{:.0f}|{:.0f}|{:.2f}|{:.2f}|",
      [value(headline, BASE, what, step=0) for what in (kept, p_right, KL, LOSS)]),
-    *((RESULTS, f"| {label} | {{:.0f}} | {{:.0f}} | {{:.2f}} | {{:.2f}} |",
+    *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.2f}}|{{:.2f}}|",
        [value(headline, label, what) for what in (kept, p_right, KL, LOSS)])
       for label in headline.RUNS),
-    (RESULTS, "`mol` on 70% wrong drops to {:.0f}% at step 25 ({:.0f}% on one seed), `replay` on "
-     "right answers to {:.0f}%",
+    (RESULTS, "no difference in skills was found between `mol` and `replay`: {:+.1f} points "
+     "({:+.1f} to {:+.1f})", minus(headline, "mol, right answers", RIGHT_REPLAY)),
+    (RESULTS, "{:+.3f} nats ({:+.3f} to {:+.3f}) against `ce`",
+     minus(headline, WRONG_MOL, "ce", LOSS)),
+    (RESULTS, "{:+.3f} ({:+.3f} to {:+.3f}) against `replay` on right answers",
+     minus(headline, WRONG_MOL, RIGHT_REPLAY, LOSS)),
+    (RESULTS, "`mol` on 70% wrong drops to {:.0f}% of the skills at step 25 ({:.0f}% on one seed) "
+     "and recovers, `replay` on right answers drops to {:.0f}%",
      [value(headline, WRONG_MOL, step=25), min(of_seeds(headline, WRONG_MOL, step=25)),
       value(headline, RIGHT_REPLAY, step=25)]),
     (RESULTS, "`mol` has learnt {:.0f}% of the domain, `replay` on right answers {:.0f}%, `ce` "
      "{:.0f}%", [value(headline, run, learnt, step=100)
                  for run in (WRONG_MOL, RIGHT_REPLAY, "ce")]),
     # budget
-    *((RESULTS, f"| replay, {kind}, {documents:,} documents | {{:.0f}} | {{:.0f}} | {{:.0f}} | "
-       "{:.0f} | {:.0f} |", [value(budget, budget.run("replay", kind, documents, steps))
+    *((RESULTS, f"|replay, {kind}, {documents:,} documents|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|"
+       "{:.0f}|", [value(budget, budget.run("replay", kind, documents, steps))
                     for steps in budget.STEPS])
       for kind in ("noise", "bias") for documents in (2_000, 40_000)),
     (RESULTS, "`mol` keeps {:.0f}% or more in every run",
@@ -119,10 +145,10 @@ CLAIMS = [
      [value(budget, budget.run(method, "noise", 40_000, steps), LOSS)
       for method in ("mol", "replay") for steps in (300, 2400)]),
     # quality
-    (RESULTS, "`mol` keeps {:.0f}% or more however many answers are wrong",
+    (RESULTS, "`mol` keeps {:.0f}% or more however many are wrong",
      [min(value(quality, run) for run in quality.RUNS.values() if run.method == "mol")]),
-    *((RESULTS, f"| {method}, {kind} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} | "
-       "{:.0f} |", [value(quality, quality.run(method, share, kind)) for share in quality.SHARES])
+    *((RESULTS, f"|{method}, {kind}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|"
+       "{:.0f}|", [value(quality, quality.run(method, share, kind)) for share in quality.SHARES])
       for method in quality.METHODS for kind in quality.KINDS),
     (RESULTS, "p(right) of `replay` is {:.0f}%, {:.0f}%, {:.0f}%, {:.0f}% and {:.0f}%",
      [value(quality, quality.run("replay", share, "bias"), p_right)
@@ -130,36 +156,68 @@ CLAIMS = [
     (RESULTS, "one seed of `mol` falls to {:.0f}%",
      [min(of_seeds(quality, quality.run("mol", 1.0, "bias")))]),
     # ratio
-    *((RESULTS, f"| {name}, {budget_name} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} | "
-       "{:.0f} |", [value(ratio, ratio.run(name, share, budget_name)) for share in ratio.RATIOS])
-      for budget_name in ratio.BUDGETS for name in ratio.METHODS),
-    (RESULTS, "`mol` learns {:.0f}% of the domain and `replay` {:.0f}%",
-     [value(ratio, ratio.run(name, "4:1", "same total"), learnt) for name in (MOL, REPLAY)]),
-    # direction
-    *((RESULTS, "all three keep {:.0f}% of the general skills", [value(direction, run)])
-      for run in direction.RUNS),
-    (RESULTS, "forward KL has learnt {:.0f}% of the domain, reverse {:.0f}% and the mean {:.0f}%",
-     [value(direction, f"mol, {way}", learnt, step=100) for way in ("forward", "reverse", "mean")]),
-    (RESULTS, "{:.3f} nats (forward), {:.3f} (reverse) and {:.3f} (mean)",
-     [value(direction, f"mol, {way}", KL) for way in ("forward", "reverse", "mean")]),
-    # source
-    (RESULTS, "`mol` keeps {:.0f}% and `replay` {:.0f}%, but the KL of `replay` is {:.2f} nats "
-     "(`mol` {:.2f}) and its p(right) {:.0f}% (`mol` {:.0f}%)",
-     [value(source, f"{method}, own samples", what) for what, methods in (
-         (kept, ("mol", "replay")), (KL, ("replay", "mol")), (p_right, ("replay", "mol")))
-      for method in methods]),
-    *((RESULTS, "facts end at {:.0f}%", [value(source, f"{method}, no facts", skill("facts"))])
-      for method in source.METHODS),
-    *((RESULTS, "think sums end at {:.0f}%",
-       [value(source, f"{method}, no think sums", skill("think"))]) for method in source.METHODS),
-    # modes
-    (RESULTS, "`mol` keeps {:.0f}% of the no-think and {:.0f}% of the think sums, `replay` {:.0f}% "
-     "and {:.0f}%", [value(modes, f"{method}, 70% wrong", skill(mode))
-                     for method in ("mol", "replay") for mode in modes.MODES]),
-    (RESULTS, "Of 600 think answers of `replay` {:.0f} are wrong. In {:.0f} of them",
-     [sum(FIRST_WRONG), FIRST_WRONG[15]]),
+    *((RESULTS, f"|{method}, {budget_name}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
+       [value(ratio, ratio.run(method, share, budget_name)) for share in ratio.RATIOS])
+      for budget_name in ratio.BUDGETS for method in ratio.METHODS),
+    *((RESULTS, f"|{method}: domain loss, {budget_name}|{{:.2f}}|{{:.2f}}|{{:.2f}}|{{:.2f}}|"
+       "{:.2f}|{:.2f}|", [value(ratio, ratio.run(method, share, budget_name), LOSS)
+                          for share in ratio.RATIOS])
+      for budget_name in ratio.BUDGETS for method in ratio.METHODS),
+@@RATIO2@@
+    # teacher
+    *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.2f}}|{{:.2f}}|",
+       [value(teacher, label, what) for what in (kept, p_right, KL, LOSS)])
+      for label in teacher.RUNS),
+    (RESULTS, "`mol` no difference in skills was found: {:+.1f} points ({:+.1f} to {:+.1f})",
+     minus(teacher, ANSWERS, "mol")),
+    (RESULTS, "Its KL is higher, {:+.3f} nats ({:+.3f} to {:+.3f})",
+     minus(teacher, ANSWERS, "mol", KL)),
+    (RESULTS, "domain loss lower, {:+.3f} ({:+.3f} to {:+.3f})",
+     minus(teacher, ANSWERS, "mol", LOSS)),
+    (RESULTS, "keeps the answers but not the base: its KL is {:.2f}",
+     [value(teacher, "base's best token", KL)]),
+    (RESULTS, "Adding replay to `mol` changes p(right) by {:+.1f} points ({:+.1f} to {:+.1f})",
+     minus(teacher, "replay and mol", "mol", p_right)),
+    (RESULTS, "Forward KL changes p(right) by {:+.1f} points ({:+.1f} to {:+.1f})",
+     minus(teacher, "mol, forward KL", "mol", p_right)),
+    (RESULTS, "and the domain loss by {:+.3f} nats ({:+.3f} to {:+.3f})",
+     minus(teacher, "mol, forward KL", "mol", LOSS)),
+    (RESULTS, "In the skills no difference was found: {:+.1f} ({:+.1f} to {:+.1f})",
+     minus(teacher, "mol, forward KL", "mol")),
+    (RESULTS, "It has learnt {:.0f}% of the domain at step 100, reverse KL {:.0f}%",
+     [value(teacher, run, learnt, step=100) for run in ("mol, forward KL", "mol")]),
+    # contexts
+    *((RESULTS, f"|{text}|{{:.0f}}|{{:.0f}} / {{:.0f}}|{{:.0f}} / {{:.0f}}|{{:.2f}} / {{:.2f}}|",
+       per_text(text)) for text in contexts.TEXTS),
+    (RESULTS, "the KL of `mol` to the base is at most {:.2f} nats at any token",
+     [max(mean(rows[-1]["kl_other"][i] for rows in FORMATS) for i in range(len(FORMATS[0][-1][
+         "kl_other"])))]),
+    (RESULTS, "in the base's format it reaches {:.1f} nats",
+     [max(mean(rows[-1]["kl_own"][i] for rows in FORMATS) for i in range(len(FORMATS[0][-1][
+         "kl_own"])))]),
+    (RESULTS, "If a tenth of the think sums have the base's format, `mol` keeps {:.0f}%",
+     [value(contexts, "mol, the same, a tenth in base format", skill("think"))]),
+@@CONTEXTS2@@
+    # coverage
+    *((RESULTS, f"|{method}, capitals that it lacks|{{:.0f}}|{{:.0f}}|{{:.0f}}||",
+       [value(coverage, coverage.some_items(method, share), skill("not named"))
+        for share in coverage.NAMED[:-1]]) for method in coverage.METHODS),
+    *((RESULTS, f"|{method}, new sums|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
+       [value(coverage, coverage.some_items(method, share), coverage.sums)
+        for share in coverage.NAMED]) for method in coverage.METHODS),
+    (RESULTS, "Capitals that the text names stay at {:.0f}% or more",
+     [min(value(coverage, coverage.some_items(method, share), skill("named"))
+          for method in coverage.METHODS for share in coverage.NAMED)]),
+    (RESULTS, "without the wording of the test question: `mol` keeps {:.0f}%",
+     [value(coverage, "mol, all items, no questions", skill("facts"))]),
+    *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
+       [value(coverage, coverage.overlap(method, share, **how), learnt)
+        for share in (0, *coverage.OVERLAPS)])
+      for label, method, how in (("replay, domain learnt", "replay", {}),
+                                 ("mol, domain learnt", "mol", {}),
+                                 ("mol, filtered", "mol", {"limit": coverage.LIMIT}))),
     # amount
-    *((RESULTS, f"| {method} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} |",
+    *((RESULTS, f"|{method}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
        [value(amount, amount.run(method, count)) for count in amount.AMOUNTS])
       for method in amount.METHODS),
     (RESULTS, "`replay` has a loss of {:.2f} nats on the documents that it read and {:.2f} on "
@@ -168,13 +226,8 @@ CLAIMS = [
          ("replay", "loss"), ("mol", "kl")) for text in ("seen", "unseen")]),
     (RESULTS, "with 1,000 documents the KL is {:.3f} and {:.3f}",
      [value(amount, amount.run("mol", 1000), f"{text}_kl") for text in ("seen", "unseen")]),
-    # domains
-    *((RESULTS, f"| {label} | {{:.0f}} | {{:.0f}} | {{:.0f}} |", [
-        value(domains, label, lambda row: 100 * domains.general(row)),
-        mean(value(domains, label, skill(name)) for name in ("alarms", "drugs", "ships")),
-        value(domains, label, skill("larger"))]) for label in domains.RUNS),
     # scale
-    *((RESULTS, f"| {label} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} |",
+    *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
        [value(scale, scale.run(name, size), step=step) for size in SIZES])
       for label, name, step in (
           ("base", "ce", 0), (RIGHT_REPLAY, RIGHT_REPLAY, None), (WRONG_MOL, WRONG_MOL, None),
@@ -194,23 +247,17 @@ CLAIMS = [
     # real
     (RESULTS, "`mol` keeps {:.0f}% of the stated and {:.0f}% of the other kinds",
      [value(real, "mol, wrong", skill(kinds)) for kinds in ("shown", "never shown")]),
-    *((RESULTS, f"| {label} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.0f}} | {{:.2f}} |",
+    *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.2f}}|",
        [value(real, label, skill(name)) for name in real.SHARES] + [value(real, label, KL)])
       for label in real.RUNS),
     # rivals
-    *((RESULTS, f"| {rivals.label(name, setting)} | {{:.0f}} | {{:.0f}} | {{:.2f}} |",
-       [value(rivals, rivals.run(name, setting), what) for what in (kept, learnt, KL)])
-      for name, setting in (
-          ("ce", 3e-3), ("ce, low rate", 1e-3), ("domain_kl", 0.1), ("l2sp", 0.03),
-          ("replay", 6e-3), ("LoRA replay", 0.02), ("ewc", 1000.0), ("mol", 1.0),
-          ("LoRA mol", 0.04), ("replay, right answers", 1.5e-3))),
-    (RESULTS, "The next method here is `ewc` with {:.0f}%",
-     [value(rivals, rivals.run("ewc", 1000.0))]),
-    (RESULTS, "own samples is not in this table and keeps {:.0f}%",
-     [value(source, "replay, own samples")]),
+    *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.2f}}|{{:.2f}}|",
+       [value(rivals, run, what) for what in (kept, learnt, KL, LOSS)])
+      for label, run in rivals.RUNS.items()),
     (RESULTS, "strengths 0.3 to 3 keep {:.0f}% or more; at 10 only {:.0f}% of the domain is learnt",
-     [min(value(rivals, rivals.run("mol", strength)) for strength in (0.3, 1.0, 3.0)),
-      value(rivals, rivals.run("mol", 10.0), learnt)]),
+     [min(value(rivals, rivals.SEARCH[f"search: mol, strength {x}"]) for x in (0.3, 1, 3)),
+      value(rivals, rivals.SEARCH["search: mol, strength 10"], learnt)]),
+@@RIVALS2@@
 ]
 
 
@@ -220,11 +267,21 @@ def test_a_number_in_a_readme_is_that_of_the_runs(file, sentence, values):
     assert sentence.format(*values) in text
 
 
-def test_the_rows_of_rivals_are_the_best_values():
-    best = rivals.best_values(lambda run: curves(rivals, run))
-    text = (ROOT / RESULTS).read_text()
-    for name, setting in best.items():
-        assert name == "LoRA ce" or f"| {rivals.label(name, setting)} |" in text
+INTERVALS = [(sentence, values) for _, sentence, values in CLAIMS if isinstance(values, Difference)]
+
+
+@pytest.mark.parametrize("sentence, values", INTERVALS)
+def test_a_difference_that_may_be_zero_is_called_not_found(sentence, values):
+    _, low, high = values
+    assert (low * high <= 0) == (re.search("[Nn]o difference", sentence) is not None)
+
+
+def test_every_difference_in_the_readmes_is_tested():
+    told = {sentence.format(*values) for sentence, values in INTERVALS}
+    for file in (FRONT, RESULTS):
+        text = " ".join((ROOT / file).read_text().split())
+        for found in re.findall(r"[+-][\d.]+ (?:\w+ )*\([+-][\d.]+ to [+-][\d.]+\)", text):
+            assert any(found in sentence for sentence in told), found
 
 
 def test_the_real_model_was_asked_27_and_40_questions():

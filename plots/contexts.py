@@ -1,0 +1,84 @@
+"""Which contexts does the general text need? The same two methods on eight texts.
+
+The text decides after which beginnings MoL keeps the base's predictions. `on the base's path` is
+the share of tokens before which the base expects every token of the document.
+"""
+
+from plots import runs, style
+from plots.runs import Run
+from plots.tables import SKILLS, kl, p_right, skill, table
+from plots.texts import from_source
+
+RIGHT = {"general_errors": 0.0}
+TEXTS = {  # name: (settings, source, how)
+    "right answers": (RIGHT, "open", {}),
+    "70% wrong": ({}, "open", {}),
+    "70% wrong, answered by the base": ({}, "answered", {}),
+    "written by the base": ({}, "own samples", {}),
+    "right, other format": (RIGHT, "other format", {}),
+    "the same, 10,000 documents": (RIGHT | {"general_documents": 10_000}, "other format", {}),
+    "the same, a tenth in base format": (RIGHT, "other format", {"own": 0.1}),
+    "the same, answered by the base": (RIGHT, "other format, answered", {})}
+METHODS = ("replay", "mol")
+FORMAT = "right, other format"
+
+
+def run(method, text):
+    settings, source, how = TEXTS[text]
+    return Run(method, settings, from_source, {"source": source, **how})
+
+
+RUNS = {f"{method}, {text}": run(method, text) for text in TEXTS for method in METHODS}
+# The time of 250 steps of mol, generation included. A step of replay takes 0.74 of one of mol, the
+# base's answers take 33 steps, its own text 155 (python tests/benchmark.py --methods).
+EQUAL_COST = {f"{method}, {text}, {steps} steps": run(method, text)._replace(
+    settings=TEXTS[text][0] | {"steps": steps, "eval_every": steps})
+    for text, method, steps in [("70% wrong, answered by the base", "replay", 293),
+                                ("70% wrong, answered by the base", "mol", 217),
+                                ("written by the base", "replay", 128),
+                                ("written by the base", "mol", 95),
+                                ("the same, answered by the base", "replay", 293),
+                                ("the same, answered by the base", "mol", 217)]}
+RUNS |= EQUAL_COST
+
+
+COLUMNS = {SKILLS[name]: (skill(name), "exact answers, %") for name in SKILLS}
+
+
+def tell(results):
+    columns = {"on the base's path": (lambda row: 100 * row["on_path"], 0)}
+    columns |= {title: (value, 0) for title, (value, _) in COLUMNS.items()}
+    columns |= {"last number of think sums": (lambda row: 100 * row["final"], 0),
+                "think sums in the other format": (skill("other format"), 0),
+                "p(right)": (p_right, 0), "KL": (kl, 2)}
+    return table("%, KL in nats", columns, {label: results(run) for label, run in RUNS.items()})
+
+
+def draw(results, picture, note):
+    figure, rows = style.panels(2, 1, 10, 8, height_ratios=(1.7, 1))
+    axes = rows[0][0].get_subplotspec().subgridspec(1, len(SKILLS)).subplots(sharey=True)
+    rows[0][0].remove()
+    for method, shift in zip(METHODS, (0.15, -0.15)):
+        colour = style.COLOURS[method]
+        style.dot_rows(axes, {text: (colour, results(run(method, text))) for text in TEXTS},
+                       COLUMNS, shift)
+        axes[-1].text(0.3, 0.55 + shift / 3, method, color=colour, fontweight="bold",
+                      transform=axes[-1].transAxes)
+    draw_path(rows[1][0], results(run("mol", FORMAT)))
+    style.save(figure, picture, "MoL keeps the base where the text goes, not elsewhere", note)
+
+
+def draw_path(panel, seeds):
+    """The KL of mol to the base, token by token of a think answer, in the two formats."""
+    for key, label, dashes in (("kl_other", "in the format of the text", "-"),
+                               ("kl_own", "in the format of the base", ":")):
+        points = {i + 1: [rows[-1][key][i] for rows in seeds]
+                  for i in range(len(seeds[0][-1][key]))}
+        end = style.curve(panel, points, style.COLOURS["mol"], ls=dashes)
+        panel.text(len(points), end, label, color=style.COLOURS["mol"], fontweight="bold")
+    panel.set(title=f"mol on {FORMAT}: KL along a right think answer", yscale="log",
+              xlabel="token of the answer", ylabel="nats")
+
+
+if __name__ == "__main__":
+    runs.main("contexts", RUNS, draw, __doc__, tell)
