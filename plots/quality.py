@@ -18,7 +18,6 @@ from plots.texts import documents_of, kinds_of
 from train import train
 
 SHARES = (0.0, 0.25, 0.5, 0.7, 0.85, 1.0)
-METHODS = ("replay", "mol")
 KINDS = {"noise": "noise: a new wrong answer each time", "bias": "bias: always the same one"}
 
 
@@ -68,7 +67,7 @@ def run(method, share, kind):
 
 
 RUNS = {f"{method}, {share:.0%} {kind if share else 'wrong'}": run(method, share, kind)
-        for kind in KINDS for share in SHARES for method in METHODS}
+        for kind in KINDS for share in SHARES for method in ("replay", "mol")}
 
 
 def of_questions(column):
@@ -131,7 +130,7 @@ def draw(results, picture, note):
         axes[0].set_title(KINDS[kind], fontweight="bold")
     for panel in rows[1]:
         panel.set_xlabel("wrong answers in the general text, %")
-    style.save(figure, picture, "Replay imitates the text, mol does not", note)
+    style.save(figure, picture, "Replay takes over the share of right answers, mol does not", note)
 
 
 if __name__ == "__main__":

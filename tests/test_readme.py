@@ -11,7 +11,7 @@ import pytest
 
 from plots import (amount, budget, contexts, coverage, headline, quality, ratio, real, rivals, runs,
                    scale, teacher)
-from plots.tables import GENERAL, SKILLS, difference, kept, learnt, p_right
+from plots.tables import GENERAL, difference, kept, learnt, p_right, skill
 
 ROOT = Path(__file__).parent.parent
 LINES = {experiment: runs.read_runs(ROOT / "plots" / "runs.jsonl", defaults)
@@ -53,10 +53,6 @@ def minus(experiment, run, other, what=kept):
                                  of_seeds(experiment, other, what)))
 
 
-def skill(name):
-    return lambda row: 100 * row["accuracy"][name]
-
-
 def low_high(values):
     values = list(values)
     return [min(values), max(values)]
@@ -77,6 +73,7 @@ def of_base(name, size):
 
 LEAD = [of_base(WRONG_MOL, size) - of_base(WRONG_REPLAY, size) for size in SIZES]
 FEW_STEPS = [scale.run(WRONG_MOL, 0.5, base_steps=steps) for steps in scale.BASE_STEPS]
+WRONG = {kind: quality.run("replay", 0.7, kind) for kind in quality.KINDS}
 ANSWERS = "replay, base's answers"
 FORMATS = curves(contexts, f"mol, {contexts.FORMAT}")
 
@@ -149,12 +146,27 @@ CLAIMS = [
      [min(value(quality, run) for run in quality.RUNS.values() if run.method == "mol")]),
     *((RESULTS, f"|{method}, {kind}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|"
        "{:.0f}|", [value(quality, quality.run(method, share, kind)) for share in quality.SHARES])
-      for method in quality.METHODS for kind in quality.KINDS),
-    (RESULTS, "p(right) of `replay` is {:.0f}%, {:.0f}%, {:.0f}%, {:.0f}% and {:.0f}%",
+      for method in ("replay", "mol") for kind in quality.KINDS),
+    (RESULTS, "it is right in {:.0f}% (bias) and {:.0f}% (noise) of the questions",
+     [value(quality, WRONG[kind], quality.MOST_FREQUENT) for kind in ("bias", "noise")]),
+    (RESULTS, "with bias it answers {:.0f}% of the text's questions rightly and {:.0f}% of new "
+     "ones, {:.0f}% where the text is right and {:.0f}% where it is wrong",
+     [value(quality, WRONG["bias"], what) for what in (
+         quality.EXACT, kept, quality.exact_where(1), quality.exact_where(0))]),
+    (RESULTS, "its p(right) is {:.0f}%, {:.0f}%, {:.0f}% and {:.0f}%, near",
      [value(quality, quality.run("replay", share, "bias"), p_right)
-      for share in quality.SHARES[1:]]),
-    (RESULTS, "one seed of `mol` falls to {:.0f}%",
+      for share in quality.SHARES[1:-1]]),
+    (RESULTS, "({:.0f}% against {:.0f}%) to below it ({:.0f}% against {:.0f}%)",
+     [value(quality, quality.run("replay", share, "bias"), what)
+      for share in (0.25, 0.85) for what in (kept, quality.MOST_FREQUENT)]),
+    (RESULTS, "one seed of `mol` keeps {:.0f}%",
      [min(of_seeds(quality, quality.run("mol", 1.0, "bias")))]),
+    (RESULTS, "is right in {:.0f}%, {:.0f}% and {:.0f}% of the questions on bias (no-think, think, "
+     "facts) and in {:.0f}%, {:.0f}% and {:.0f}% on noise",
+     [mean(quality.imitator_of_wrong(kind, 40_000, seed)[name] for seed in range(3))
+      for kind in ("bias", "noise") for name in GENERAL]),
+    (RESULTS, "There `replay` ends at {:.0f}%, {:.0f}% and {:.0f}%",
+     [value(budget, LONGEST, skill(name)) for name in GENERAL]),
     # ratio
     *((RESULTS, f"|{method}, {budget_name}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
        [value(ratio, ratio.run(method, share, budget_name)) for share in ratio.RATIOS])
@@ -163,7 +175,6 @@ CLAIMS = [
        "{:.2f}|{:.2f}|", [value(ratio, ratio.run(method, share, budget_name), LOSS)
                           for share in ratio.RATIOS])
       for budget_name in ratio.BUDGETS for method in ratio.METHODS),
-@@RATIO2@@
     # teacher
     *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.2f}}|{{:.2f}}|",
        [value(teacher, label, what) for what in (kept, p_right, KL, LOSS)])
@@ -197,7 +208,6 @@ CLAIMS = [
          "kl_own"])))]),
     (RESULTS, "If a tenth of the think sums have the base's format, `mol` keeps {:.0f}%",
      [value(contexts, "mol, the same, a tenth in base format", skill("think"))]),
-@@CONTEXTS2@@
     # coverage
     *((RESULTS, f"|{method}, capitals that it lacks|{{:.0f}}|{{:.0f}}|{{:.0f}}||",
        [value(coverage, coverage.some_items(method, share), skill("not named"))
@@ -220,6 +230,10 @@ CLAIMS = [
     *((RESULTS, f"|{method}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
        [value(amount, amount.run(method, count)) for count in amount.AMOUNTS])
       for method in amount.METHODS),
+    (RESULTS, "With 100 documents `mol` keeps {:+.1f} points more ({:+.1f} to {:+.1f})",
+     minus(amount, amount.run("mol", 100), amount.run("replay", 100))),
+    (RESULTS, "with 3,000 no difference was found, {:+.1f} ({:+.1f} to {:+.1f})",
+     minus(amount, amount.run("mol", 3000), amount.run("replay", 3000))),
     (RESULTS, "`replay` has a loss of {:.2f} nats on the documents that it read and {:.2f} on "
      "others; `mol` has a KL of {:.2f} and {:.2f}",
      [value(amount, amount.run(method, 30), f"{text}_{what}") for method, what in (
@@ -257,7 +271,6 @@ CLAIMS = [
     (RESULTS, "strengths 0.3 to 3 keep {:.0f}% or more; at 10 only {:.0f}% of the domain is learnt",
      [min(value(rivals, rivals.SEARCH[f"search: mol, strength {x}"]) for x in (0.3, 1, 3)),
       value(rivals, rivals.SEARCH["search: mol, strength 10"], learnt)]),
-@@RIVALS2@@
 ]
 
 
