@@ -29,13 +29,13 @@ def run(method, text):
 
 
 RUNS = {f"{method}, {text}": run(method, text) for text in TEXTS for method in METHODS}
-# The time of 250 steps of mol, generation included. A step of replay takes 0.74 of one of mol, the
-# base's answers take 33 steps, its own text 155 (python tests/benchmark.py --methods).
+# The time of 250 steps of mol, generation included. A step of mol takes 1.24 times one of replay,
+# the base's answers take 36 steps, its own text 177 (python tests/benchmark.py --methods).
 RUNS |= {f"{method}, {text}, {steps} steps": run(method, text)._replace(
     settings=TEXTS[text][0] | {"steps": steps, "eval_every": steps})
-    for text, of_replay, of_mol in [("70% wrong, answered by the base", 293, 217),
-                                    ("written by the base", 128, 95),
-                                    ("the same, answered by the base", 293, 217)]
+    for text, of_replay, of_mol in [("70% wrong, answered by the base", 265, 214),
+                                    ("written by the base", 90, 73),
+                                    ("the same, answered by the base", 265, 214)]
     for method, steps in (("replay", of_replay), ("mol", of_mol))}
 
 

@@ -115,7 +115,6 @@ SEARCHES = {  # the best value of each comes first
         f"limit {limit:g}": Run("replay", {}, from_source, {"source": "likely documents",
                                                             "limit": limit})
         for limit in (5.0, 3.0, 4.0, 7.0)},
-    # on other general text
     "replay, right answers": over("replay", "lr", (1.5e-3, 3e-3, 6e-3, 7e-4), general_errors=0.0),
     "replay, own samples": over("replay", "lr", RATES, "own samples"),
     # without general text

@@ -81,21 +81,30 @@ FORMATS = curves(contexts, f"mol, {contexts.FORMAT}")
 def per_text(text):
     """A row of the table of contexts: path, then replay / mol of three columns."""
     cells = [value(contexts, f"mol, {text}", lambda row: 100 * row["on_path"])]
-    for what in (skill("think"), lambda row: 100 * row["final"], KL):
+    for what in (skill("think"), contexts.final, KL):
         cells += [value(contexts, f"{method}, {text}", what) for method in contexts.METHODS]
     return cells
 
 
 CLAIMS = [
     # README.md
-    *((FRONT, "Both keep {:.0f}% of the general skills", [value(headline, run)])
-      for run in ("mol, right answers", RIGHT_REPLAY)),
-    (FRONT, "the default has 70% wrong answers, and replay keeps {:.0f}%; with 25% it keeps "
-     "{:.0f}%", [value(headline, WRONG_REPLAY),
-                 value(quality, quality.run("replay", 0.25, "bias"))]),
-    (FRONT, "drops to {:.0f}% of the general skills at step 25",
+    (FRONT, "`replay` keeps {:.0f}%; with 25% it keeps {:.0f}%, with none {:.0f}%",
+     [value(headline, WRONG_REPLAY), value(quality, quality.run("replay", 0.25, "bias")),
+      value(headline, RIGHT_REPLAY)]),
+    (FRONT, "`replay` keeps {:.0f}% too", [value(teacher, ANSWERS)]),
+    (FRONT, "(KL {:.2f} nats, this `replay` {:.2f})",
+     [value(teacher, "mol", KL), value(teacher, ANSWERS, KL)]),
+    (FRONT, "`mol` ends with {:.0f}% right in any format, `replay` with {:.0f}%",
+     [value(contexts, f"{method}, {contexts.FORMAT}", contexts.final)
+      for method in ("mol", "replay")]),
+    (FRONT, "if it names half of them, {:.0f}% of the others are kept",
+     [value(coverage, coverage.some_items("mol", 0.5), skill("not named"))]),
+    (FRONT, "`mol` learns {:.0f}% of the domain; if they are filtered by the base's loss, {:.0f}%",
+     [value(coverage, coverage.overlap("mol", 0.25, **how), learnt)
+      for how in ({}, {"limit": coverage.LIMIT})]),
+    (FRONT, "MoL drops to {:.0f}% of the skills at step 25",
      [value(headline, WRONG_MOL, step=25)]),
-    (FRONT, "{:.2f} nats, `ce` {:.2f}, `replay` on right answers {:.2f}",
+    (FRONT, "{:.2f} nats, for `ce` {:.2f}, for `replay` on right answers {:.2f}",
      [value(headline, run, LOSS) for run in (WRONG_MOL, "ce", RIGHT_REPLAY)]),
     (FRONT, "`mol` keeps {:.0f} to {:.0f} points more", low_high(LEAD)),
     (FRONT, "`mol` keeps {:.0f}% of the facts of the stated kinds, `replay` {:.0f}% and `ce` "
@@ -208,6 +217,9 @@ CLAIMS = [
          "kl_own"])))]),
     (RESULTS, "If a tenth of the think sums have the base's format, `mol` keeps {:.0f}%",
      [value(contexts, "mol, the same, a tenth in base format", skill("think"))]),
+    *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.2f}}|",
+       [value(contexts, label, what) for what in (kept, p_right, learnt, KL)])
+      for label in ("mol, 70% wrong", f"mol, {contexts.FORMAT}", *list(contexts.RUNS)[-6:])),
     # coverage
     *((RESULTS, f"|{method}, capitals that it lacks|{{:.0f}}|{{:.0f}}|{{:.0f}}||",
        [value(coverage, coverage.some_items(method, share), skill("not named"))
