@@ -1,7 +1,7 @@
 """What if the general text names few of the facts, or has domain text in it? All answers are right.
 
-Left and middle: the text has only a share of the countries and of the sums. Right: a share of its
-documents is from the domain. `filtered` drops documents with a token that the base finds unlikely.
+The text is drawn from only a share of the countries and of the sums, or has a share of domain
+documents. `filtered` drops documents with a token that the base finds unlikely.
 """
 
 from plots import runs, style
@@ -47,7 +47,7 @@ def tell(results):
 
 
 def draw(results, picture, note):
-    figure, (axes,) = style.panels(1, 3, 10, 4, sharey=True)
+    figure, (axes,) = style.panels(1, 3, 10, 4, sharey=True, subplot_kw={"ylim": (-5, 105)})
     named, lacking = ({method: {100 * share: results(some_items(method, share)) for share in shares}
                        for method in METHODS} for shares in (NAMED, NAMED[:-1]))
     domain = {label: {100 * share: results(overlap(label.split(",")[0], share, **how))
@@ -56,7 +56,7 @@ def draw(results, picture, note):
     for panel, sweeps, value, title, xlabel in zip(
             axes, (lacking, named, domain), (skill("not named"), sums, learnt),
             ("capitals that it lacks", "new sums", "domain learnt"),
-            ("countries in the text, %", "sums in the text, %", "domain documents in the text, %")):
+            ("countries in the text, %", "sums it is drawn from, %", "domain documents, %")):
         style.sweep(panel, {label: (COLOURS[label.split(",")[0]], ":" if "," in label else "-",
                                     points, value) for label, points in sweeps.items()})
         panel.set(title=title, xlabel=xlabel)

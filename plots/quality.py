@@ -82,7 +82,7 @@ IN_TEXT, MOST_FREQUENT, EXACT, P_RIGHT = map(of_questions, range(4))
 
 
 def exact_where(text_is_right):
-    """Exact answers to those questions whose most frequent answer in the text is right/wrong, %."""
+    """Exact answers to all questions whose most frequent answer in the text is right/wrong, %."""
     def value(row):
         return 100 * mean(question[2] for skill in GENERAL for question in row["questions"][skill]
                           if question[1] == text_is_right)
@@ -98,7 +98,7 @@ def imitator_of_wrong(kind, documents, seed):
 
 
 def tell(results):
-    columns = {"new questions": kept, "questions of the text": EXACT, "imitator": MOST_FREQUENT,
+    columns = {"test questions": kept, "questions of the text": EXACT, "imitator": MOST_FREQUENT,
                "where the text is right": exact_where(1), "where it is wrong": exact_where(0)}
     lines = {f"replay, {share:.0%} {kind}": results(run("replay", share, kind))
              for kind in KINDS for share in SHARES[1:-1]}

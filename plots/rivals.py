@@ -1,7 +1,7 @@
 """MoL and other methods that protect a model, each at the best of its settings.
 
-Each method has four values of one setting. The best is chosen on three seeds and shown on five. All
-methods read the same domain sequences and, unless it is in their name, have the same steps.
+Most methods have four values of one setting. The best is chosen on three of the five seeds shown.
+All read the same domain sequences and, unless their name says otherwise, have the same steps.
 """
 
 import copy
@@ -103,7 +103,6 @@ RATES = (3e-3, 6e-3, 1.5e-3, 7e-4)
 SEARCHES = {  # the best value of each comes first
     "mol": over("mol", "strength", (1.0, 0.3, 3.0, 10.0)),
     "LoRA mol": over("mol", "lr", (4e-2, 2e-2, 1e-2, 5e-3), lora_rank=8),
-    # on the same general text, 70% wrong
     "replay": over("replay", "lr", (6e-3, 3e-3, 1.5e-3, 7e-4)),
     "LoRA replay": over("replay", "lr", (2e-2, 4e-2, 1e-2, 5e-3), lora_rank=8),
     "replay, base's answers": over("replay", "lr", RATES, "answered"),
@@ -162,7 +161,7 @@ def draw(results, picture, note):
         "domain learnt": (learnt, "exact answers, %"),
         "KL to the base": (kl, "nats per token")})
     axes[2].set_xscale("log")
-    style.save(figure, picture, "On 70% wrong answers, targets from the base protect", note)
+    style.save(figure, picture, "Targets from the base on general text keep the skills", note)
 
 
 if __name__ == "__main__":

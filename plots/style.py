@@ -30,7 +30,7 @@ matplotlib.rcParams.update({
 
 
 def colour_of(label):
-    """The colour of the method with which a label begins. Grey is for methods of your own."""
+    """The colour of the method with which a label begins; grey if it has none."""
     known = [method for method in COLOURS
              if f"{label.removeprefix('LoRA ')},".startswith(f"{method},")]
     return COLOURS[max(known, key=len)] if known else "dimgrey"

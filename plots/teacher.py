@@ -1,7 +1,7 @@
 """Which part of MoL protects the model: the targets from the base, the KL, or its direction?
 
-All methods read the same general text, 70% of it wrong, except that one reads the base's answers to
-its prompts and one only some of its documents.
+The general text has 70% wrong answers. One method reads the base's answers to its prompts instead,
+one only some of its documents, and the last one no general text.
 """
 
 from functools import partial
@@ -36,7 +36,7 @@ def sampled(base_logits, targets, settings, generator):
 
 
 def likely_tokens(base_logits, targets, settings, _):
-    """The text's tokens, without those over `strength` nats under the base (arXiv 2501.14315)."""
+    """The text's tokens, without those over `strength` nats (2501.14315, for new data)."""
     nats = losses.cross_entropy(base_logits, targets)
     return targets.masked_fill(nats > settings.strength, PADDING)
 
@@ -55,7 +55,7 @@ def ce_and_kl(model, base, batch, settings):
 def domain_kl(model, base, batch, settings, masked=False):
     """Cross-entropy and forward KL to the base, both on domain text (LwF, arXiv 1606.09282).
 
-    LwF gives the new task a head of its own. With one head both terms act on the same logits.
+    LwF gives the new task a head of its own, and its KL a temperature of 2.
     masked: the target is removed from both distributions, and the rest divided by its sum (arXiv
     2605.29498, whose abstract does not give the direction of the KL).
     """
@@ -108,7 +108,7 @@ def draw(results, picture, note):
         "KL to the base": (kl, "nats per token"),
         "domain loss": (domain_loss, "nats per token")})
     axes[2].set_xscale("log")
-    style.save(figure, picture, "Targets from the base protect the model, as KL or as tokens", note)
+    style.save(figure, picture, "Targets from the base on general text keep the answers", note)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a step costs, in ratios of medians.
 
-    python tests/benchmark.py                       the steps of all methods
+    python tests/benchmark.py                       the steps of ce, replay and mol
     python tests/benchmark.py nanoGPT/model.py      also those of another file with GPT, GPTConfig
-    python tests/benchmark.py --methods             also those of plots/, memory and preparation
+    python tests/benchmark.py --methods             those of plots/: step, memory, preparation
     python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
                                                     large vocabulary: memory and time
 
@@ -39,17 +39,20 @@ def seconds(work):
     return time.perf_counter() - began
 
 
-def trainer(model, loss, batch, s):
+def trainer(model, loss, batch, s, lora=False):
     """-> a function that makes one step on the batch, with a copy of the model."""
     model = copy.deepcopy(model).requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if lora:
+        add_lora(model, 8)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=True)
 
     def step():
         with torch.autocast(s.device, getattr(torch, s.dtype), enabled=s.dtype != "float32"):
             value = loss(model, batch)
         optimizer.zero_grad()
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         return value.item()
 
@@ -119,12 +122,10 @@ def setup(rows):
 
 def step_of(name, s, world, base, both, domain):
     """-> a function that makes one step of a method of METHODS, with or without LoRA."""
-    method, model = train.METHODS[name.removeprefix("LoRA ")], copy.deepcopy(base)
-    if name.startswith("LoRA"):
-        add_lora(model, 8)
+    method = train.METHODS[name.removeprefix("LoRA ")]
     prepared = [method.prepare(base, world, s, 0)] if method.prepare else []
-    return trainer(model, lambda model, batch: method.loss(model, base, batch, s, *prepared)[0],
-                   both if method.reads_general else domain, s)
+    return trainer(base, lambda model, batch: method.loss(model, base, batch, s, *prepared)[0],
+                   both if method.reads_general else domain, s, lora=name.startswith("LoRA"))
 
 
 NAMES = ["ce", "replay", "mol", "LoRA mol", "argmax", "sampled", "likely_tokens", "ce_and_kl",
@@ -142,7 +143,7 @@ def measure_step(name):
 
 
 def methods():
-    """Each method's step and memory in ratio to replay, and the seconds of each preparation."""
+    """Each method's step and memory (of a CPU) in ratio to replay, and what preparations take."""
     megabytes = {name: float(subprocess.run(
         [sys.executable, __file__, "--measure-step", name], stdout=subprocess.PIPE, text=True,
         check=True).stdout) for name in NAMES}

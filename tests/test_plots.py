@@ -1,5 +1,6 @@
 """The experiments of plots/: their runs, figures and tables, other methods and other texts."""
 
+import copy
 import functools
 import importlib
 import io
@@ -493,9 +494,11 @@ def test_a_text_with_some_of_the_items(world):
     assert all(prompt.split()[3].rstrip("?") not in text for prompt, _ in others)
     assert any(prompt in text for prompt, _ in named)
     assert "Q:" not in text_of("some items", world, share=0.5, question=False)
-    sums = {prompt for prompt, _ in texts.documents_of(text_of("some items", world, share=0.02),
-                                                       kinds) if prompt.endswith("=")}
-    assert len(sums) <= 0.02 * len(kinds["no_think"].train) + 1
+    few = [prompt for prompt, _ in texts.documents_of(text_of("some items", world, share=0.02),
+                                                      kinds)]
+    pairs = [{prompt.removesuffix(end) for prompt in few if prompt.endswith(end)}
+             for end in ("=", " think:")]
+    assert all(pairs) and len(pairs[0] | pairs[1]) <= 0.02 * len(kinds["no_think"].train) + 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
@@ -564,6 +567,17 @@ def test_seen_and_unseen_text(world):
     assert found == {"seen_loss": pytest.approx(math.log(512), abs=0.3), "seen_kl": 0}
     other = untrained(settings, world, seed=1)
     assert amount.test_on_text("a", other, base, world.general, settings.block_size)["a_kl"] > 1e-3
+
+
+def test_the_questions_of_a_text_by_hand():
+    """[share right in the text, most frequent right, exact, p(right)] of two questions."""
+    row = {"questions": {"no_think": [[0.5, 1, 1, 0.8], [0.1, 0, 0, 0.4]],
+                         "think": [[0.3, 0, 1, 0.2], [0.3, 0.5, 1, 0.2]],
+                         "facts": [[0.0, 0, 0, 0.3], [0.6, 1, 0, 0.9]]}}
+    assert [quality.IN_TEXT(row), quality.MOST_FREQUENT(row), quality.EXACT(row),
+            quality.P_RIGHT(row)] == pytest.approx([30, 125 / 3, 50, 140 / 3])
+    assert quality.exact_where(1)(row) == 50
+    assert quality.exact_where(0)(row) == pytest.approx(100 / 3)
 
 
 def test_a_paired_difference_by_hand():
@@ -697,13 +711,13 @@ def test_replay_and_mol_is_the_mean_of_both(world):
 
 
 def test_the_masked_kl_by_hand():
-    """The target is word 0. Of words 1 and 2 the model has (1/2, 1/2), the base (1/4, 3/4)."""
+    """The target is word 1. Of words 0 and 2 the model has (1/2, 1/2), the base (1/4, 3/4)."""
     def says(*p):
         return lambda tokens: torch.tensor([[p]]).log()  # (1, 1, 3)
 
-    token = torch.zeros(1, 1, dtype=torch.int64)
+    token = torch.ones(1, 1, dtype=torch.int64)
     batch = data.Batch(token, token, torch.tensor([True]), torch.zeros(0, dtype=torch.int64))
-    loss, ce, kl = teacher.domain_kl(says(0.6, 0.2, 0.2), says(0.2, 0.2, 0.6), batch,
+    loss, ce, kl = teacher.domain_kl(says(0.2, 0.6, 0.2), says(0.2, 0.2, 0.6), batch,
                                      train.Settings(strength=2.0), masked=True)
     assert ce.item() == pytest.approx(-math.log(0.6))
     assert kl.item() == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2))
@@ -721,12 +735,14 @@ def test_only_a_part_of_the_model_is_trained(world):
 
 def test_interpolation_between_the_base_and_the_trained_model(world):
     settings, world, base = world
-    at_base, trained = (rivals.interpolated("ce", settings, 0, world, base, a)[-1]
-                        for a in (0.0, 1.0))
     model, _ = train.train("ce", settings, 0, world, base, lambda model: {})
-    assert at_base["kl_to_base"] == 0
-    assert trained["domain_loss"] == pytest.approx(
-        train.evaluate(model, base, world)["domain_loss"])
+    trained = copy.deepcopy(model.state_dict())
+    for a in (0.0, 0.25, 1.0):
+        model.load_state_dict({name: weight + a * (trained[name] - weight)
+                               for name, weight in base.state_dict().items()})
+        found = rivals.interpolated("ce", settings, 0, world, base, a)[-1]
+        for loss in ("domain_loss", "kl_to_base"):
+            assert found[loss] == pytest.approx(train.evaluate(model, base, world)[loss], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mol", "domain_kl", "masked_kl", "l2sp", "ewc"])

@@ -74,6 +74,8 @@ def of_base(name, size):
 LEAD = [of_base(WRONG_MOL, size) - of_base(WRONG_REPLAY, size) for size in SIZES]
 FEW_STEPS = [scale.run(WRONG_MOL, 0.5, base_steps=steps) for steps in scale.BASE_STEPS]
 WRONG = {kind: quality.run("replay", 0.7, kind) for kind in quality.KINDS}
+IMITATORS = {kind: [quality.imitator_of_wrong(kind, 40_000, seed) for seed in range(3)]
+             for kind in quality.KINDS}
 ANSWERS = "replay, base's answers"
 FORMATS = curves(contexts, f"mol, {contexts.FORMAT}")
 
@@ -172,7 +174,7 @@ CLAIMS = [
      [min(of_seeds(quality, quality.run("mol", 1.0, "bias")))]),
     (RESULTS, "is right in {:.0f}%, {:.0f}% and {:.0f}% of the questions on bias (no-think, think, "
      "facts) and in {:.0f}%, {:.0f}% and {:.0f}% on noise",
-     [mean(quality.imitator_of_wrong(kind, 40_000, seed)[name] for seed in range(3))
+     [mean(of_seed[name] for of_seed in IMITATORS[kind])
       for kind in ("bias", "noise") for name in GENERAL]),
     (RESULTS, "There `replay` ends at {:.0f}%, {:.0f}% and {:.0f}%",
      [value(budget, LONGEST, skill(name)) for name in GENERAL]),
