@@ -90,16 +90,18 @@ def per_text(text):
 
 CLAIMS = [
     # README.md
-    (FRONT, "`replay` keeps {:.0f}%; with 25% it keeps {:.0f}%, with none {:.0f}%",
+    (FRONT, "`replay` keeps {:.0f}% of the skills with 70% wrong answers, {:.0f}% with 25% and "
+     "{:.0f}% with none",
      [value(headline, WRONG_REPLAY), value(quality, quality.run("replay", 0.25, "bias")),
       value(headline, RIGHT_REPLAY)]),
-    (FRONT, "`replay` keeps {:.0f}% too", [value(teacher, ANSWERS)]),
-    (FRONT, "(KL {:.2f} nats, this `replay` {:.2f})",
+    (FRONT, "`replay` also keeps {:.0f}% if the base first rewrites the answers",
+     [value(teacher, ANSWERS)]),
+    (FRONT, "(KL {:.2f} against {:.2f} nats)",
      [value(teacher, "mol", KL), value(teacher, ANSWERS, KL)]),
-    (FRONT, "`mol` ends with {:.0f}% right in any format, `replay` with {:.0f}%",
+    (FRONT, "the final number is right in {:.0f}% for `mol` and in {:.0f}% for `replay`",
      [value(contexts, f"{method}, {contexts.FORMAT}", contexts.final)
       for method in ("mol", "replay")]),
-    (FRONT, "if it names half of them, {:.0f}% of the others are kept",
+    (FRONT, "If the text names half of the facts, {:.0f}% of the other half are kept",
      [value(coverage, coverage.some_items("mol", 0.5), skill("not named"))]),
     (FRONT, "`mol` learns {:.0f}% of the domain; if they are filtered by the base's loss, {:.0f}%",
      [value(coverage, coverage.overlap("mol", 0.25, **how), learnt)
@@ -113,7 +115,7 @@ CLAIMS = [
      "{:.0f}%", [value(real, run, skill("shown"))
                           for run in ("mol, wrong", "replay, wrong", "ce")]),
     # headline
-    (RESULTS, "`mol` keeps {:.0f}% or more of them on every text",
+    (RESULTS, "On these texts `mol` keeps {:.0f}% or more",
      [min(value(headline, f"mol, {text}") for text in headline.TEXTS)]),
     (RESULTS, "`replay` keeps {:.0f}% if the answers are right, {:.0f}% or {:.0f}% if 70% are "
      "wrong", [value(headline, f"replay, {text}") for text in headline.TEXTS]),
@@ -128,13 +130,12 @@ CLAIMS = [
      minus(headline, WRONG_MOL, "ce", LOSS)),
     (RESULTS, "{:+.3f} ({:+.3f} to {:+.3f}) against `replay` on right answers",
      minus(headline, WRONG_MOL, RIGHT_REPLAY, LOSS)),
-    (RESULTS, "`mol` on 70% wrong drops to {:.0f}% of the skills at step 25 ({:.0f}% on one seed) "
-     "and recovers, `replay` on right answers drops to {:.0f}%",
+    (RESULTS, "At step 25 `mol` on 70% wrong drops to {:.0f}% of the skills (lowest seed {:.0f}%), "
+     "`replay` on right answers to {:.0f}%",
      [value(headline, WRONG_MOL, step=25), min(of_seeds(headline, WRONG_MOL, step=25)),
       value(headline, RIGHT_REPLAY, step=25)]),
-    (RESULTS, "`mol` has learnt {:.0f}% of the domain, `replay` on right answers {:.0f}%, `ce` "
-     "{:.0f}%", [value(headline, run, learnt, step=100)
-                 for run in (WRONG_MOL, RIGHT_REPLAY, "ce")]),
+    (RESULTS, "At step 100 they have learnt {:.0f}% and {:.0f}% of the domain, `ce` {:.0f}%",
+     [value(headline, run, learnt, step=100) for run in (WRONG_MOL, RIGHT_REPLAY, "ce")]),
     # budget
     *((RESULTS, f"|replay, {kind}, {documents:,} documents|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|"
        "{:.0f}|", [value(budget, budget.run("replay", kind, documents, steps))
@@ -160,23 +161,23 @@ CLAIMS = [
       for method in ("replay", "mol") for kind in quality.KINDS),
     (RESULTS, "it is right in {:.0f}% (bias) and {:.0f}% (noise) of the questions",
      [value(quality, WRONG[kind], quality.MOST_FREQUENT) for kind in ("bias", "noise")]),
-    (RESULTS, "with bias it answers {:.0f}% of the text's questions rightly and {:.0f}% of new "
-     "ones, {:.0f}% where the text is right and {:.0f}% where it is wrong",
+    (RESULTS, "with bias it answers {:.0f}% of the text's questions rightly and {:.0f}% of the "
+     "test questions, {:.0f}% where the text is right and {:.0f}% where it is wrong",
      [value(quality, WRONG["bias"], what) for what in (
          quality.EXACT, kept, quality.exact_where(1), quality.exact_where(0))]),
     (RESULTS, "its p(right) is {:.0f}%, {:.0f}%, {:.0f}% and {:.0f}%, near",
      [value(quality, quality.run("replay", share, "bias"), p_right)
       for share in quality.SHARES[1:-1]]),
-    (RESULTS, "({:.0f}% against {:.0f}%) to below it ({:.0f}% against {:.0f}%)",
+    (RESULTS, "at 25% bias ({:.0f}% against {:.0f}%) to below it at 85% ({:.0f}% against {:.0f}%)",
      [value(quality, quality.run("replay", share, "bias"), what)
       for share in (0.25, 0.85) for what in (kept, quality.MOST_FREQUENT)]),
-    (RESULTS, "one seed of `mol` keeps {:.0f}%",
+    (RESULTS, "the lowest seed of `mol` keeps {:.0f}%",
      [min(of_seeds(quality, quality.run("mol", 1.0, "bias")))]),
     (RESULTS, "is right in {:.0f}%, {:.0f}% and {:.0f}% of the questions on bias (no-think, think, "
      "facts) and in {:.0f}%, {:.0f}% and {:.0f}% on noise",
      [mean(of_seed[name] for of_seed in IMITATORS[kind])
       for kind in ("bias", "noise") for name in GENERAL]),
-    (RESULTS, "There `replay` ends at {:.0f}%, {:.0f}% and {:.0f}%",
+    (RESULTS, "On noise `replay` ends at {:.0f}%, {:.0f}% and {:.0f}%",
      [value(budget, LONGEST, skill(name)) for name in GENERAL]),
     # ratio
     *((RESULTS, f"|{method}, {budget_name}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
@@ -192,11 +193,11 @@ CLAIMS = [
       for label in teacher.RUNS),
     (RESULTS, "`mol` no difference in skills was found: {:+.1f} points ({:+.1f} to {:+.1f})",
      minus(teacher, ANSWERS, "mol")),
-    (RESULTS, "Its KL is higher, {:+.3f} nats ({:+.3f} to {:+.3f})",
+    (RESULTS, "The KL of this replay is higher, {:+.3f} nats ({:+.3f} to {:+.3f})",
      minus(teacher, ANSWERS, "mol", KL)),
     (RESULTS, "domain loss lower, {:+.3f} ({:+.3f} to {:+.3f})",
      minus(teacher, ANSWERS, "mol", LOSS)),
-    (RESULTS, "keeps the answers but not the base: its KL is {:.2f}",
+    (RESULTS, "keeps the answers, but its KL is {:.2f}",
      [value(teacher, "base's best token", KL)]),
     (RESULTS, "Adding replay to `mol` changes p(right) by {:+.1f} points ({:+.1f} to {:+.1f})",
      minus(teacher, "replay and mol", "mol", p_right)),
@@ -211,28 +212,28 @@ CLAIMS = [
     # contexts
     *((RESULTS, f"|{text}|{{:.0f}}|{{:.0f}} / {{:.0f}}|{{:.0f}} / {{:.0f}}|{{:.2f}} / {{:.2f}}|",
        per_text(text)) for text in contexts.TEXTS),
-    (RESULTS, "the KL of `mol` to the base is at most {:.2f} nats at any token",
+    (RESULTS, "in the text's format it is at most {:.2f} nats per token",
      [max(mean(rows[-1]["kl_other"][i] for rows in FORMATS) for i in range(len(FORMATS[0][-1][
          "kl_other"])))]),
     (RESULTS, "in the base's format it reaches {:.1f} nats",
      [max(mean(rows[-1]["kl_own"][i] for rows in FORMATS) for i in range(len(FORMATS[0][-1][
          "kl_own"])))]),
-    (RESULTS, "If a tenth of the think sums have the base's format, `mol` keeps {:.0f}%",
+    (RESULTS, "with a tenth of the think sums `mol` keeps {:.0f}%",
      [value(contexts, "mol, the same, a tenth in base format", skill("think"))]),
     *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.2f}}|",
        [value(contexts, label, what) for what in (kept, p_right, learnt, KL)])
       for label in ("mol, 70% wrong", f"mol, {contexts.FORMAT}", *list(contexts.RUNS)[-6:])),
     # coverage
-    *((RESULTS, f"|{method}, capitals that it lacks|{{:.0f}}|{{:.0f}}|{{:.0f}}||",
+    *((RESULTS, f"|{method}, capitals not in the text|{{:.0f}}|{{:.0f}}|{{:.0f}}||",
        [value(coverage, coverage.some_items(method, share), skill("not named"))
         for share in coverage.NAMED[:-1]]) for method in coverage.METHODS),
     *((RESULTS, f"|{method}, new sums|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
        [value(coverage, coverage.some_items(method, share), coverage.sums)
         for share in coverage.NAMED]) for method in coverage.METHODS),
-    (RESULTS, "Capitals that the text names stay at {:.0f}% or more",
+    (RESULTS, "Capitals in the text stay at {:.0f}% or more",
      [min(value(coverage, coverage.some_items(method, share), skill("named"))
           for method in coverage.METHODS for share in coverage.NAMED)]),
-    (RESULTS, "without the wording of the test question: `mol` keeps {:.0f}%",
+    (RESULTS, "but never as the test question, `mol` keeps {:.0f}%",
      [value(coverage, "mol, all items, no questions", skill("facts"))]),
     *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.0f}}|{{:.0f}}|",
        [value(coverage, coverage.overlap(method, share, **how), learnt)
@@ -263,15 +264,12 @@ CLAIMS = [
     (RESULTS, "`mol` keeps {:.0f}% or more of what the base knows, `replay` {:.0f}% to {:.0f}%",
      [min(of_base(WRONG_MOL, size) for size in SIZES),
       *low_high(of_base(WRONG_REPLAY, size) for size in SIZES)]),
-    (RESULTS, "Bases of 0.5 million with 200, 300, 400 and 550 steps of pretraining answer "
-     "{:.0f}%, {:.0f}%, {:.0f}% and {:.0f}%; from them `mol` ends at {:.0f}%, {:.0f}%, {:.0f}% and "
-     "{:.0f}%, `replay` on right answers at {:.0f}%, {:.0f}%, {:.0f}% and {:.0f}%",
-     [value(scale, run, step=0) for run in FEW_STEPS] + [value(scale, run) for run in FEW_STEPS]
-     + [value(scale, scale.run(RIGHT_REPLAY, 0.5, base_steps=steps))
-        for steps in scale.BASE_STEPS]),
-    (RESULTS, "costs `mol` {:.0f} to {:.0f} points",
-     low_high(value(scale, scale.run(WRONG_MOL, size)) - value(scale, scale.run(WRONG_MOL, size, 2))
-              for size in SIZES)),
+    *((RESULTS, sentence, [value(scale, run, step=0), value(scale, run),
+                           value(scale, scale.run(RIGHT_REPLAY, 0.5, base_steps=steps))])
+      for sentence, run, steps in (
+          ("with 200 steps of pretraining answers {:.0f}%; `mol` ends at {:.0f}%, `replay` on "
+           "right answers at {:.0f}%", FEW_STEPS[0], 200),
+          ("With 550 steps they are {:.0f}%, {:.0f}% and {:.0f}%", FEW_STEPS[-1], 550))),
     # real
     (RESULTS, "`mol` keeps {:.0f}% of the stated and {:.0f}% of the other kinds",
      [value(real, "mol, wrong", skill(kinds)) for kinds in ("shown", "never shown")]),
