@@ -86,7 +86,7 @@ def interpolated(method, settings, seed, world, base, a):
 # l2sp and ewc have no weight decay: it would pull the weights to zero instead of to the base.
 METHODS |= {"l2sp": Method(ewc, weight_decay=0.0),
             "ewc": Method(ewc, weight_decay=0.0, prepare=fisher_of_base)}
-PARTS = {"attention": "attn", "mlp": "mlp", "embedding": "embedding", "last block": "blocks.1"}
+PARTS = {"embedding": "embedding", "attention": "attn", "mlp": "mlp", "last block": "blocks.1"}
 METHODS |= {f"ce, {part}": Method(only(weights)) for part, weights in PARTS.items()}
 
 
@@ -107,19 +107,19 @@ SEARCHES = {  # the best value of each comes first
     "LoRA replay": over("replay", "lr", (2e-2, 4e-2, 1e-2, 5e-3), lora_rank=8),
     "replay, base's answers": over("replay", "lr", RATES, "answered"),
     "base's best token": over("argmax", "lr", RATES),
-    "base's sampled token": over("sampled", "lr", RATES),
-    "replay and mol": over("ce_and_kl", "strength", (1.0, 0.3, 3.0, 10.0)),
-    "replay, likely tokens": over("likely_tokens", "strength", (4.0, 1.0, 2.0, 8.0)),
+    "base's sampled token": over("sampled", "lr", (1.5e-3, 3e-3, 6e-3, 7e-4)),
+    "replay and mol": over("ce_and_kl", "strength", (3.0, 0.3, 1.0, 10.0)),
+    "replay, likely tokens": over("likely_tokens", "strength", (1.0, 2.0, 4.0, 8.0)),
     "replay, likely documents": {
         f"limit {limit:g}": Run("replay", {}, from_source, {"source": "likely documents",
                                                             "limit": limit})
-        for limit in (5.0, 3.0, 4.0, 7.0)},
+        for limit in (4.0, 3.0, 5.0, 7.0)},
     "replay, right answers": over("replay", "lr", (1.5e-3, 3e-3, 6e-3, 7e-4), general_errors=0.0),
-    "replay, own samples": over("replay", "lr", RATES, "own samples"),
+    "replay, own samples": over("replay", "lr", (1.5e-3, 3e-3, 6e-3, 7e-4), "own samples"),
     # without general text
     "ce": over("ce", "lr", (3e-3,)),
     "ce, low rate": over("ce", "lr", (1e-3, 5e-4, 3e-4, 1e-4)),
-    "ce, low rate, 2,500 steps": over("ce", "lr", (3e-4, 1e-4), steps=2500, eval_every=500),
+    "ce, low rate, 2,500 steps": over("ce", "lr", (1e-4, 3e-4), steps=2500, eval_every=500),
     "ce, one part": {part: Run(f"ce, {part}") for part in PARTS},
     "ce, then interpolated": {f"a {a:g}": Run("ce", {}, interpolated, {"a": a})
                               for a in (0.1, 0.2, 0.3, 0.5)},
@@ -128,7 +128,7 @@ SEARCHES = {  # the best value of each comes first
     "masked_kl": over("masked_kl", "strength", (1.0, 0.1, 0.3, 3.0)),
     "l2sp": over("l2sp", "strength", (0.03, 0.003, 0.01, 0.1)),
     "ewc": over("ewc", "strength", (1000.0, 100.0, 300.0, 3000.0)),
-    "ewc, 1,000 steps": over("ewc", "strength", (300.0, 1000.0, 3000.0, 10_000.0), steps=1000,
+    "ewc, 1,000 steps": over("ewc", "strength", (1000.0, 300.0, 3000.0, 10_000.0), steps=1000,
                              eval_every=200),
 }
 BEST = {name: next(iter(values)) for name, values in SEARCHES.items()}
