@@ -9,7 +9,7 @@ from plots.runs import Run
 from plots.tables import SKILLS, learnt, skill, table
 from plots.texts import from_source
 
-NAMED = (0.1, 0.25, 0.5, 1.0)
+NAMED = (0.1, 0.5, 1.0)
 OVERLAPS = (0.05, 0.25, 0.5)
 METHODS = ("replay", "mol")
 COLOURS = style.COLOURS | {"replay": style.COLOURS["replay, right answers"]}
