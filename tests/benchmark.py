@@ -128,8 +128,8 @@ def step_of(name, s, world, base, both, domain):
                    both if method.reads_general else domain, s, lora=name.startswith("LoRA"))
 
 
-NAMES = ["ce", "replay", "mol", "LoRA ce", "LoRA replay", "LoRA mol", "argmax", "sampled", "likely_tokens", "ce_and_kl",
-         "masked_kl", "domain_kl", "l2sp", "ewc", "ce, attention"]
+NAMES = ["ce", "replay", "mol", "LoRA ce", "LoRA replay", "LoRA mol", "argmax", "sampled",
+         "likely_tokens", "ce_and_kl", "masked_kl", "domain_kl", "l2sp", "ewc", "ce, attention"]
 
 
 def measure_step(name):
