@@ -190,7 +190,7 @@ def experiment(tmp_path, monkeypatch):
     """(settings) -> the finished program of an experiment of two tiny runs in tmp_path."""
     monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
 
-    def run(*more, made=RUNS, draw=lambda results, picture: None):
+    def run(*more, made=RUNS, draw=lambda results, picture, note: None):
         arguments = ["--out", str(tmp_path), "--seed", "0", *TINY, *map(str, more)]
         return program(runs.main, "tiny", made, draw, "A test.", arguments=arguments)
     return run
@@ -206,7 +206,7 @@ def refused(ended):
 
 def test_only_missing_runs_are_made(experiment, tmp_path):
     path, drawn = tmp_path / "runs.jsonl", []
-    code, output, _ = experiment("--seed", 0, 1, draw=lambda results, picture: drawn.extend(
+    code, output, _ = experiment("--seed", 0, 1, draw=lambda results, picture, note: drawn.extend(
         results(run) for run in RUNS.values()))
     assert code == 0 and "4 runs, 4 to make" in output and "| replay, wrong |" in output
     made = {(line["method"], line["seed"]): line["rows"] for line in runs.read_runs(path).values()}
