@@ -143,9 +143,6 @@ CLAIMS = [
       for kind in ("noise", "bias") for documents in (2_000, 40_000)),
     (RESULTS, "`mol` keeps {:.0f}% or more in every run",
      [min(value(budget, run) for run in budget.RUNS.values() if run.method == "mol")]),
-    (RESULTS, "p(right) of `replay` on bias is {:.0f}% to {:.0f}%",
-     low_high(value(budget, budget.run("replay", "bias", documents, steps), p_right)
-              for documents in budget.DOCUMENTS for steps in budget.STEPS)),
     (RESULTS, "its p(right) is still {:.0f}%, and its KL to the base {:.2f} nats (`mol` {:.2f})",
      [value(budget, LONGEST, p_right), value(budget, LONGEST, KL),
       value(budget, LONGEST._replace(method="mol"), KL)]),
