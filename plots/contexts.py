@@ -29,8 +29,8 @@ def run(method, text):
 
 
 RUNS = {f"{method}, {text}": run(method, text) for text in TEXTS for method in METHODS}
-# The time of 250 steps of mol, generation included. A step of mol takes 1.24 times one of replay,
-# the base's answers take 36 steps, its own text 177 (python tests/benchmark.py --methods).
+# The time of 250 steps of mol, generation included. A step of mol takes about 1.2 of replay, the
+# base's answers about 40 steps, its own text about 180 (python tests/benchmark.py --methods).
 RUNS |= {f"{method}, {text}, {steps} steps": run(method, text)._replace(
     settings=TEXTS[text][0] | {"steps": steps, "eval_every": steps})
     for text, of_replay, of_mol in [("70% wrong, answered by the base", 265, 214),
