@@ -14,6 +14,7 @@ from eval import evaluate, heldout_windows
 from plots import runs, style
 from plots.runs import Run
 from plots.tables import kept
+from plots.texts import kinds_of
 from train import train
 
 AMOUNTS = (30, 100, 300, 1000, 3000, 10_000)
@@ -32,8 +33,7 @@ def test_on_text(name, model, base, tokens, block_size):
 
 def marked_on_seen(method, settings, seed, world, base):
     """A run that is also tested on the text that it read and on new text."""
-    kinds = data.general_kinds(random.Random(f"general {seed}"))
-    new = data.draw_text(kinds, 2000, random.Random(f"unseen {seed}"),
+    new = data.draw_text(kinds_of(seed), 2000, random.Random(f"unseen {seed}"),
                          errors=settings.general_errors, error_kind=settings.error_kind)
     new = data.encode(world.tokenizer, new).to(world.general.device)
 

@@ -106,7 +106,7 @@ CLAIMS = [
     (FRONT, "`mol` learns {:.0f}% of the domain; if they are filtered by the base's loss, {:.0f}%",
      [value(coverage, coverage.overlap("mol", 0.25, **how), learnt)
       for how in ({}, {"limit": coverage.LIMIT})]),
-    (FRONT, "It drops to {:.0f}% of the skills at step 25",
+    (FRONT, "MoL drops to {:.0f}% of the skills at step 25",
      [value(headline, WRONG_MOL, step=25)]),
     (FRONT, "{:.2f} nats, for `ce` {:.2f}, for `replay` on right answers {:.2f}",
      [value(headline, run, LOSS) for run in (WRONG_MOL, "ce", RIGHT_REPLAY)]),
