@@ -20,7 +20,7 @@ FRONT, RESULTS = "README.md", "plots/README.md"
 LOSS, KL = "domain_loss", "kl_to_base"
 
 
-FEW = (budget, ratio, scale, real)  # the experiments with three seeds
+FEW = (budget, scale, real)  # the experiments with three seeds
 
 
 def curves(experiment, run):
