@@ -54,6 +54,9 @@ def kl_divergence(logits, base_logits, direction="reverse"):
     base gets no gradient. A term is 0 where the first distribution is 0. Where only the second is
     0, the divergence is infinite.
     """
+    if logits.shape != base_logits.shape:
+        raise ValueError(f"logits have shape {tuple(logits.shape)}, base_logits "
+                         f"{tuple(base_logits.shape)}; they must be the same")
     if direction == "mean":
         reverse = kl_divergence(logits, base_logits, "reverse")
         return (reverse + kl_divergence(logits, base_logits, "forward")) / 2
@@ -86,19 +89,15 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     strength                weight of the KL; 1 is MoL as in the formula above
 
     Returns three scalars in nats per token, loss = CE part + strength * KL part. A part is the sum
-    over its rows divided by all B rows. Raises ValueError if the shape of base_logits does not fit.
+    over its rows divided by all B rows. Raises ValueError if the shapes do not fit.
 
         with torch.no_grad():
             base_logits = base(tokens[~is_domain])
         loss, ce, kl = mixture_of_losses(model(tokens), targets, is_domain, base_logits)
     """
-    domain, general = rows_of(is_domain)
     if base_logits is None:
         base_logits = logits[:0]  # right only if there are no general rows
-    expected = (len(general), *logits.shape[1:])
-    if base_logits.shape != expected:
-        raise ValueError(f"base_logits have shape {tuple(base_logits.shape)}; the general rows "
-                         f"need {expected}")
+    domain, general = rows_of(targets, is_domain, logits=logits, base_logits=base_logits)
 
     # index_select is faster than logits[domain], mainly in the backward pass.
     domain_targets, general_targets = targets[domain], targets[general]
@@ -108,10 +107,22 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     return loss_and_parts(ce, kl, domain_targets, general_targets, strength)
 
 
-def rows_of(is_domain):
-    """The flag (B,) -> the indices of the domain rows (B - G,) and of the general rows (G,)."""
+def rows_of(targets, is_domain, **tensors):
+    """The indices of the domain rows (B - G,) and of the general rows (G,), from the flag (B,).
+
+    The first tensor must be (B, T, ...), the second (G, T, ...). Raises ValueError otherwise.
+    """
     is_domain = is_domain.bool()  # a data collator may give 0 and 1
-    return is_domain.nonzero().squeeze(1), (~is_domain).nonzero().squeeze(1)
+    domain, general = is_domain.nonzero().squeeze(1), (~is_domain).nonzero().squeeze(1)
+    B, T = targets.shape
+    shapes = [("is_domain", is_domain.shape, (B,))]
+    shapes += [(name, x.shape[:2], (rows, T)) for (name, x), rows in zip(tensors.items(),
+                                                                         (B, len(general)))]
+    for name, found, expected in shapes:
+        if found != expected:
+            raise ValueError(f"{name} begins with the shape {tuple(found)}; targets "
+                             f"{tuple(targets.shape)} and is_domain need {expected}")
+    return domain, general
 
 
 def loss_and_parts(ce, kl, domain_targets, general_targets, strength):
@@ -134,40 +145,46 @@ def mean_cross_entropy(logits, targets):
 # --- MoL without all the logits in memory --------------------------------------------------------
 
 def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base_head=None,
-                        direction="reverse", strength=1.0, chunk=256):
+                        direction="reverse", strength=1.0, chunk=None):
     """mixture_of_losses from the last hidden states -> the same three scalars, same gradients.
 
     hidden       (B, T, C)  of the model; its head turns them into logits
-    head         (V, C)     the weight of the head; logits = hidden @ head.T
+    head         (V, C)     the weight of the head; logits = hidden @ head.T. Or a function from
+                            (N, C) to logits (N, V), for a head with a bias or a soft cap
     base_hidden  (G, T, C') of the frozen base, for the G general rows; None if G = 0
-    base_head    (V, C')    the weight of the base's head
-    chunk                   how many tokens have logits in memory at a time
+    base_head    (V, C')    the weight of the base's head, or a function
+    chunk                   how many tokens have logits in memory at a time; None: as many as have
+                            16 million logits, for example 64 with a vocabulary of 262,144
 
     With a vocabulary of 150,000 the logits of 4,096 tokens take 2.5 GB in float32, and
     mixture_of_losses holds about five tensors of that size. This function computes the logits of
     one chunk of tokens, keeps only their losses, and computes the logits again in the backward
     pass. Raises ValueError if the shapes do not fit.
     """
-    domain, general = rows_of(is_domain)
     if base_hidden is None:
         base_hidden, base_head = hidden[:0], head
-    if base_hidden.shape[:2] != (len(general), hidden.shape[1]) or len(base_head) != len(head):
-        raise ValueError(f"base_hidden {tuple(base_hidden.shape)} and base_head "
-                         f"{tuple(base_head.shape)} do not fit {len(general)} general rows of "
-                         f"{hidden.shape[1]} tokens and a vocabulary of {len(head)}")
-    base_head = base_head.detach()
+    domain, general = rows_of(targets, is_domain, hidden=hidden, base_hidden=base_hidden)
+
+    def logits_of(hidden, head):  # (N, C) -> (N, V)
+        return head(hidden) if callable(head) else hidden @ head.T
 
     def ce_of(hidden, targets):  # (N, C), (N,) -> (N,)
-        return cross_entropy((hidden @ head.T)[None], targets[None])[0]
+        return cross_entropy(logits_of(hidden, head)[None], targets[None])[0]
 
     def kl_of(hidden, base_hidden):  # (N, C), (N, C') -> (N,)
-        return kl_divergence(hidden @ head.T, base_hidden @ base_head.T, direction)
+        with torch.no_grad():
+            base_logits = logits_of(base_hidden, base_head)
+        return kl_divergence(logits_of(hidden, head), base_logits, direction)
 
     def in_chunks(nats_of, x, y):  # (rows, T, ...) each -> (rows, T); keeps no logits
         pairs = zip(x.flatten(0, 1).split(chunk), y.flatten(0, 1).split(chunk))
         nats = [checkpoint(nats_of, *pair, use_reentrant=False) for pair in pairs]
         return torch.cat(nats).view(x.shape[:2])
 
+    if chunk is None:
+        with torch.no_grad():
+            vocab_size = logits_of(hidden[:0].flatten(0, 1), head).shape[-1]
+        chunk = max(2**24 // vocab_size, 16)
     domain_targets, general_targets = targets[domain], targets[general]
     ce = in_chunks(ce_of, without_padding(hidden[domain], domain_targets), domain_targets)
     kl = in_chunks(kl_of, without_padding(hidden[general], general_targets),

@@ -5,21 +5,18 @@
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     base = copy.deepcopy(model)
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
-    args = TrainingArguments(..., bf16=True, remove_unused_columns=False,
-                             dataloader_drop_last=True)
-    MolTrainer(model, args, collate, pairs, eval_dataset=held_out, base=base).train()
+    MolTrainer(model, TrainingArguments(...), collate, pairs, base=base).train()
 
-Load the model in float32: bfloat16 weights lose small updates. Use bf16=True for speed, never
-fp16. With PEFT, base=None means the model with its adapters off. Give a base if the adapters are
-already trained, if the bias of LoraConfig is not "none", and for PiSSA, OLoRA and LoftQ.
-
-Tested on one process and, without adapters, with DDP on two. FSDP with use_orig_params and ZeRO-3
-of DeepSpeed shard the head: use losses.mixture_of_losses on the logits there.
+example.py is a complete program. recipe.md tells how to choose the settings, how to save memory,
+what several processes need, and which versions and models were tested.
 """
 
+import inspect
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
@@ -32,42 +29,98 @@ def collate(pairs):
     An item of the dataset is a domain row with a general row, so that every batch is mixed 1:1.
     MolTrainer makes the targets. Labels are optional: where they are -100 there is no target.
     """
-    rows = [row for pair in pairs for row in pair]
+    try:
+        rows = [(torch.as_tensor(tokens), bool(flag)) for pair in pairs for tokens, flag in pair]
+    except (TypeError, ValueError) as error:
+        raise ValueError("an item of the dataset must be ((domain tokens, True), (general tokens, "
+                         f"False)), not {str(pairs[0])[:80]}") from error
     longest = max(len(tokens) for tokens, _ in rows)
     tokens, mask = torch.zeros(2, len(rows), longest, dtype=torch.int64)
     for i, (row, _) in enumerate(rows):
-        tokens[i, :len(row)] = torch.as_tensor(row)
-        mask[i, :len(row)] = 1
-    is_domain = torch.tensor([is_domain for _, is_domain in rows])
-    return {"input_ids": tokens, "attention_mask": mask, "is_domain": is_domain}
+        tokens[i, :len(row)], mask[i, :len(row)] = row, 1
+    return {"input_ids": tokens, "attention_mask": mask,
+            "is_domain": torch.tensor([flag for _, flag in rows])}
 
 
 class MolTrainer(Trainer):
-    """transformers.Trainer with MoL as its loss.
+    """transformers.Trainer with MoL as its loss. It logs the mean CE and the mean KL.
 
-    The loss of a step is the mean over its sequences, also over micro-batches and processes. All of
-    them must have the same size, so the last, smaller batch is dropped, in evaluation too.
+    base       the frozen model of the KL; None: the model with its adapters off
+    direction, strength, chunk   as in losses.mixture_from_hidden
+
+    The loss of a step is the mean over its sequences, also over micro-batches and processes. Raises
+    ValueError for what would make the loss wrong.
     """
 
-    def __init__(self, *arguments, base=None, **more):
+    def __init__(self, *arguments, base=None, direction="reverse", strength=1.0, chunk=None,
+                 **more):
         super().__init__(*arguments, **more)
-        if self.args.remove_unused_columns or not self.args.dataloader_drop_last:
-            raise ValueError("TrainingArguments need remove_unused_columns=False, or is_domain is "
-                             "removed, and dataloader_drop_last=True, or a smaller last batch "
-                             "counts as much as a full one")
-        batch = self.args.train_batch_size * self.args.world_size
-        if has_length(self.train_dataset) and len(self.train_dataset) < batch:
-            raise ValueError(f"{len(self.train_dataset)} pairs fill no batch of {batch}")
-        self.base = base.to(self.args.device).requires_grad_(False) if base else None
+        self.refuse_what_is_wrong(base)
+        self.base = base.to(self.args.device).requires_grad_(False).eval() if base else None
+        self.options = {"direction": direction, "strength": strength, "chunk": chunk}
+        self.args.remove_unused_columns = False  # otherwise is_domain is removed
+        self.label_names = ["is_domain"]  # otherwise evaluation has no loss
         # Otherwise Trainer assumes, if there are labels, that the loss is already divided by the
         # number of tokens, and gradients grow with the number of micro-batches.
         self.model_accepts_loss_kwargs = False
-        self.label_names = ["is_domain"]  # otherwise evaluation has no loss
+        self.head = head_of(self.model)
+        self.base_head = head_of(base) if base else self.head
+        self.sums = torch.zeros(2, 2, device=self.args.device)  # (CE, KL), (domain, general) rows
+
+        tokens = torch.arange(16, device=self.args.device)[None]
+        with torch.no_grad():
+            _, _, kl = self.mixture(self.model.eval(), {
+                "input_ids": tokens, "attention_mask": tokens >= 0, "is_domain": tokens[:, 0] > 0})
+        if not base and kl > 1e-4:
+            raise ValueError(f"with its adapters off the model is another one (KL {kl:.2g}): give "
+                             "the model before any training as base=")
+
+    def refuse_what_is_wrong(self, base):
+        args, model = self.args, self.model
+        count = args.train_batch_size * args.world_size
+        biases = [getattr(c, "bias", "none") for c in getattr(model, "peft_config", {}).values()]
+        for is_wrong, needed in [
+                (has_length(self.train_dataset) and len(self.train_dataset) < count,
+                 f"{count} pairs or more, one batch"),
+                (args.label_smoothing_factor, "label_smoothing_factor=0"),
+                (getattr(model.config, "output_router_logits", False),
+                 "output_router_logits=False in the config of the model"),
+                (base is model, "base=copy.deepcopy(model), not the model that learns"),
+                (base is None and not hasattr(model, "disable_adapter"),
+                 "base=copy.deepcopy(model), or adapters of peft.get_peft_model"),
+                (base is None and set(biases) - {"none"},
+                 "adapters with bias='none', or a base: without adapters the biases would differ"),
+                (base and Path(base.name_or_path, "trainer_state.json").exists(),
+                 "the original model as base, not a checkpoint of a training; to go on with that "
+                 "training use train(resume_from_checkpoint=...)")]:
+            if is_wrong:
+                raise ValueError(f"MolTrainer needs {needed}")
+
+    def get_train_dataloader(self):
+        """Without the last batch if it is smaller: it would count as much as a full one."""
+        self.args.dataloader_drop_last = True
+        batches = super().get_train_dataloader()
+        self.args.dataloader_drop_last = False
+        return batches
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "is_domain" not in inputs:
+            raise ValueError("a batch has no is_domain: give MolTrainer the collate of this file")
         with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
             loss, ce, kl = self.mixture(model, inputs)
+        if model.training:
+            is_domain = inputs["is_domain"].bool()
+            rows = torch.stack([is_domain.sum(), (~is_domain).sum()])
+            self.sums += torch.stack([torch.stack([ce, kl]).detach() * len(is_domain), rows])
         return (loss, {"ce": ce, "kl": kl}) if return_outputs else loss
+
+    def log(self, logs, *more):
+        """Add the mean CE of the domain rows and the mean KL of the general rows."""
+        if "loss" in logs:
+            sums, rows = self.accelerator.reduce(self.sums)
+            logs["ce"], logs["kl"] = (sums / rows.clamp(min=1)).tolist()
+            self.sums.zero_()
+        super().log(logs, *more)
 
     def mixture(self, model, inputs):
         tokens, mask = inputs["input_ids"], inputs["attention_mask"].bool()  # (B, T)
@@ -77,38 +130,64 @@ class MolTrainer(Trainer):
         if "labels" in inputs:
             is_target &= inputs["labels"][:, 1:] != PADDING
         targets = tokens[:, 1:].masked_fill(~is_target, PADDING)  # (B, T - 1)
+        positions = inputs.get("position_ids", (mask.cumsum(1) - 1).clamp(min=0))  # (B, T)
         of_base = None, None
         if not is_domain.all():
+            rows = [x[~is_domain] for x in (tokens, mask, positions)]
             with torch.no_grad(), self.base_of(model) as base:
-                of_base = hidden_and_head(base, tokens[~is_domain], mask[~is_domain])
-        hidden, head = hidden_and_head(model, tokens, mask)
-        return mixture_from_hidden(hidden, head, targets, is_domain, *of_base)
+                of_base = hidden_and_head(base, self.base_head, *rows)
+        hidden, head = hidden_and_head(model, self.head, tokens, mask, positions)
+        return mixture_from_hidden(hidden, head, targets, is_domain, *of_base, **self.options)
 
     @contextmanager
     def base_of(self, model):
-        """The base in eval mode, without dropout."""
-        model = self.accelerator.unwrap_model(model)
-        base = self.base or model
-        was_training = base.training
-        base.eval()
-        with nullcontext() if self.base else model.disable_adapter():
-            yield base
-        base.train(was_training)
+        """The base, or the model without its adapters and, for this time, without dropout."""
+        model = self.base or self.accelerator.unwrap_model(model)
+        was_training = model.training
+        with nullcontext() if self.base else model.eval().disable_adapter():
+            yield model
+        model.train(was_training)
 
 
-def hidden_and_head(model, tokens, mask):
-    """The input of the head at all positions but the last, (B, T - 1, C), and its weight (V, C).
+def hidden_and_head(model, head, tokens, mask, positions):
+    """The input of the head at all positions but the last, (B, T - 1, C), and the head.
 
-    DDP needs a call of the whole model; it computes logits at one position only. Raises ValueError
-    if the head does more than multiply by its weight.
+    DDP needs a call of the whole model. A hook keeps the input of the head, and lets the head see
+    one position only. If the head is None: the logits, and a head that does nothing.
     """
-    out = model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True,
-                logits_to_keep=1, use_cache=False)
-    hidden, head = out.hidden_states[-1], getattr(model, "module", model).get_output_embeddings()
-    expected = (hidden[:, -1:] @ head.weight.T).float()
-    is_plain = getattr(head, "bias", None) is None and not hasattr(head, "lora_A")
-    if not (is_plain and torch.allclose(out.logits.float(), expected, atol=1e-2, rtol=1e-2,
-                                        equal_nan=True)):
-        raise ValueError("the head of this model has a bias, a cap, a scale or adapters; use "
-                         "losses.mixture_of_losses on its logits")
-    return hidden[:, :-1], head.weight
+    more = {} if mask.all() else {"attention_mask": mask.long()}
+    plain = extract_model_from_parallel(model)  # without DDP
+    plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain  # no adapters
+    if "position_ids" in inspect.signature(plain.forward).parameters:
+        more["position_ids"] = positions
+    if head is None:
+        return model(input_ids=tokens, use_cache=False, **more).logits[:, :-1], torch.nn.Identity()
+    kept = []
+    hook = plain.get_output_embeddings().register_forward_pre_hook(
+        lambda module, inputs: kept.append(inputs[0]) or (inputs[0][:, -1:],))
+    model(input_ids=tokens, use_cache=False, **more)
+    hook.remove()
+    return kept[0][:, :-1], head
+
+
+def head_of(model):
+    """A function from the last hidden states (N, C) to logits (N, V), or None if it is unknown.
+
+    Some models scale or cap the product with the weight of the head.
+    """
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1)
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", 0)
+
+    def after(logits):
+        return torch.tanh(logits * scale / cap) * cap if cap else logits * scale
+
+    # Is it so? Try it with large logits in place of those of the head.
+    large = torch.linspace(-100, 100, len(head.weight), device=model.device, dtype=model.dtype)
+    hook = head.register_forward_hook(lambda module, inputs, logits: large.expand_as(logits))
+    with torch.no_grad():
+        logits = model(input_ids=torch.zeros(1, 1, dtype=int, device=model.device),
+                       use_cache=False).logits
+    hook.remove()
+    is_so = torch.allclose(logits[0, 0].float(), after(large).float(), rtol=1e-2, atol=1e-2)
+    return (lambda hidden: after(head(hidden))) if type(head) is torch.nn.Linear and is_so else None

@@ -289,10 +289,58 @@ def test_only_the_model_learns_from_hidden_states():
 
 def test_bad_hidden_states():
     hidden, head, base_hidden, base_head, targets = hidden_batch()
-    for bad in [(base_hidden, base_head), (base_hidden[:2, :1], base_head), (),
-                (base_hidden[:2], base_head[:6])]:
-        with pytest.raises(ValueError, match="base_hidden"):
+    for told, *bad in [("base_hidden", base_hidden, base_head), ("base_hidden",),
+                       ("base_hidden", base_hidden[:2, :1], base_head),
+                       ("base_logits", base_hidden[:2], base_head[:6])]:
+        with pytest.raises(ValueError, match=told):
             mixture_from_hidden(hidden, head, targets, IS_DOMAIN, *bad)
+
+
+@pytest.mark.parametrize("told, changed", [
+    ("hidden", {"hidden": torch.randn(4, 9, 6)}), ("hidden", {"hidden": torch.randn(5, 5, 6)}),
+    ("is_domain", {"is_domain": IS_DOMAIN[:1]}), ("is_domain", {"is_domain": IS_DOMAIN[:, None]}),
+    ("hidden", {"targets": torch.zeros(4, 4, dtype=torch.int64)}),
+    ("is_domain", {"targets": torch.zeros(5, 5, dtype=torch.int64)})])
+def test_every_shape_is_checked_against_the_targets(told, changed):
+    """Each of these gave a number once."""
+    hidden, head, base_hidden, base_head, targets = hidden_batch()
+    x = {"hidden": hidden, "targets": targets, "is_domain": IS_DOMAIN} | changed
+    base_hidden = base_hidden[:int((~x["is_domain"]).sum()), :x["targets"].shape[1]]
+    with pytest.raises(ValueError, match=f"^{told} begins"):
+        mixture_from_hidden(x["hidden"], head, x["targets"], x["is_domain"], base_hidden, base_head)
+    with pytest.raises(ValueError, match=f"^{told.replace('hidden', 'logits')} begins"):
+        mixture_of_losses(x["hidden"] @ head.T, x["targets"], x["is_domain"],
+                          base_hidden @ base_head.T)
+
+
+def test_a_head_may_be_a_function():
+    """With a bias and a soft cap, and another cap for the base."""
+    hidden, weight, base_hidden, base_weight, targets = hidden_batch(torch.float64)
+    bias = torch.randn(7, dtype=torch.float64, requires_grad=True)
+
+    def head(hidden):
+        return 2 * torch.tanh((hidden @ weight.T + bias) / 2)
+
+    def base_head(hidden):
+        return torch.tanh(hidden @ base_weight.T)
+
+    assert_same(from_hidden(hidden, head, base_hidden, base_head, targets, chunk=3),
+                mixture_of_losses(head(hidden), targets, IS_DOMAIN,
+                                  base_head(base_hidden[~IS_DOMAIN])), (hidden, weight, bias))
+
+
+def test_the_chunk_follows_the_vocabulary(monkeypatch):
+    """16 million logits at a time, or 16 tokens."""
+    sizes, real = [], losses.log_probs
+    monkeypatch.setattr(losses, "log_probs", lambda logits: sizes.append(logits.shape[-2])
+                        or real(logits))
+    hidden, targets = torch.zeros(1, 300, 1), torch.zeros(1, 300, dtype=torch.int64)
+    for vocab_size, chunk in ((2**17, 128), (2**21, 16)):
+        sizes.clear()
+        with torch.no_grad():
+            mixture_from_hidden(hidden[:, :2 * chunk], torch.zeros(vocab_size, 1),
+                                targets[:, :2 * chunk], torch.ones(1))
+        assert sizes == [chunk, chunk, 0, 0]  # there are no general rows
 
 
 @pytest.mark.parametrize("rows, tokens", [(0, 5), (4, 0)])
