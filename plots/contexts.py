@@ -66,7 +66,7 @@ def draw(results, picture, note):
         axes[-1].text(0.3, 0.93 + shift / 5, method, color=colour, fontweight="bold",
                       transform=axes[-1].transAxes)
     draw_path(rows[1][0], results(run("mol", FORMAT)))
-    style.save(figure, picture, "On right sums in another format mol loses the skill",
+    style.save(figure, picture, "In another format mol loses the think sums",
                note)
 
 

@@ -61,7 +61,7 @@ def draw(results, picture, note):
                                     points, value) for label, points in sweeps.items()})
         panel.set(title=title, xlabel=xlabel)
     axes[0].set_ylabel("exact answers, %")
-    style.save(figure, picture, "Facts that the text lacks are lost; domain text stops mol", note)
+    style.save(figure, picture, "Most facts that the text lacks are lost", note)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def draw(results, picture, note):
                             for name in METHODS}, label=panel is axes[1])
         panel.set_xticks(list(SIZES), [f"{size:g}" for size in SIZES], fontsize=9)
         panel.minorticks_off()
-    style.save(figure, picture, "At 0.2 to 10 million parameters mol keeps what the base knows",
+    style.save(figure, picture, "From 0.2 to 10 million parameters mol keeps most",
                f"general skills; {note}; dashed: the base")
 
 
