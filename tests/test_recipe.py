@@ -21,9 +21,12 @@ from torch.nn import functional as F
 pytest.importorskip("transformers")
 import tokenizers  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,  # noqa: E402
-                          PreTrainedTokenizerFast, TrainingArguments)
+import transformers  # noqa: E402
+from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,  # noqa: E402
+                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
+                          TrainingArguments, default_data_collator)
 
+import losses  # noqa: E402
 from plots import real, runs  # noqa: E402
 from plots.recipe import MolTrainer, collate  # noqa: E402
 
@@ -60,13 +63,14 @@ def pairs_of_rows(count=8, seed=0):
     return [(row(True), row(False)) for _ in range(count)]
 
 
-def trainer(folder, model, pairs=None, base=None, micro=2, accumulate=1, **more):
+def trainer(folder, model, pairs=None, base=None, micro=2, accumulate=1, options={}, **more):
+    """options are of MolTrainer, more are TrainingArguments."""
     args = TrainingArguments(
-        output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", max_steps=1,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
-        learning_rate=0.0, max_grad_norm=0.0, disable_tqdm=True, **{
-            "remove_unused_columns": False, "dataloader_drop_last": True, **more})
-    return MolTrainer(model, args, collate, pairs or pairs_of_rows(), base=base)
+        output_dir=str(folder), use_cpu=True, report_to=[], per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulate, max_grad_norm=0.0, disable_tqdm=True,
+        **{"save_strategy": "no", "max_steps": 1, "learning_rate": 0.0, **more})
+    return MolTrainer(model, args, **{"data_collator": collate, "base": base,
+                                      "train_dataset": pairs or pairs_of_rows(), **options})
 
 
 def by_hand(model, base, batch):
@@ -120,26 +124,127 @@ def test_the_loss_is_mol_by_hand(name, batch, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_has_the_same_loss(name, tmp_path):
-    """Trainer has none without labels. The fifth pair is dropped."""
+    """Trainer has none without labels. The fifth pair is a smaller batch, and counts as a pair."""
     model, base = MODELS[name](0), MODELS[name](1)
     the_trainer = trainer(tmp_path, model, base=base, per_device_eval_batch_size=2)
     pairs = pairs_of_rows(5, seed=3)
     loss = the_trainer.evaluate(pairs)["eval_loss"]
     model.eval(), base.eval()
-    expected = [by_hand(model, base, collate(pairs[i:i + 2])).item() for i in (0, 2)]
-    assert loss == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert loss == pytest.approx(by_hand(model, base, collate(pairs)).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name, value", [("remove_unused_columns", True),
-                                         ("dataloader_drop_last", False)])
-def test_settings_that_make_the_loss_wrong_are_refused(name, value, tmp_path):
-    with pytest.raises(ValueError, match=name):
-        trainer(tmp_path, gpt2(), base=gpt2(1), **{name: value})
+def test_two_evaluation_sets_are_the_two_losses(tmp_path):
+    """Of one pair each, less than a batch."""
+    (domain, general), = pairs_of_rows(1)
+    model, base = llama(0), llama(1)
+    the_trainer = trainer(tmp_path, model, base=base, options={
+        "eval_dataset": {"domain": [(domain,)], "general": [(general,)]}})
+    found = the_trainer.evaluate()
+    for name, row in (("domain", domain), ("general", general)):
+        assert found[f"eval_{name}_loss"] == pytest.approx(
+            by_hand(model.eval(), base.eval(), collate([(row,)])).item(), rel=1e-5)
+
+
+def test_the_log_has_the_means_of_both_losses(tmp_path):
+    """Per row of each kind, over all steps since the last log, here batches of unlike rows."""
+    pairs = pairs_of_rows(8)
+    pairs = [pair[i % 3 > 0:] if i % 3 else pair[:1] for i, pair in enumerate(pairs)]
+    model, base = llama(0), llama(1)
+    the_trainer = trainer(tmp_path, model, pairs, base, max_steps=4, logging_steps=4,
+                          train_sampling_strategy="sequential")
+    the_trainer.train()
+    logged = next(log for log in the_trainer.state.log_history if "loss" in log)
+    model.eval(), base.eval()
+    for name, is_domain in (("ce", True), ("kl", False)):
+        rows = [(row,) for pair in pairs for row in pair if row[1] == is_domain]
+        assert logged[name] == pytest.approx(by_hand(model, base, collate(rows)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"strength": 3.0}, {"direction": "forward"}, {"chunk": 2}])
+def test_the_options_of_the_loss(options, tmp_path):
+    model, base, batch = llama(0).eval(), llama(1).eval(), collate(pairs_of_rows(2))
+    expected = losses.mixture_of_losses(
+        model(batch["input_ids"]).logits[:, :-1], batch["input_ids"][:, 1:].where(
+            batch["attention_mask"][:, 1:] == 1, -100), batch["is_domain"],
+        base(batch["input_ids"][~batch["is_domain"]]).logits[:, :-1],
+        **{"direction": "reverse", "strength": 1.0} | {k: v for k, v in options.items()
+                                                       if k != "chunk"})[0]
+    loss = trainer(tmp_path, model, base=base, options=options).compute_loss(model, batch)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_documents_in_one_row_are_apart_if_their_positions_begin_again(tmp_path):
+    model, base = llama(0).eval(), llama(1).eval()
+    documents = [row for pair in pairs_of_rows(2) for row in pair]
+    rows = [([t for row, _ in documents for t in row], is_domain) for is_domain in (True, False)]
+    positions = torch.cat([torch.arange(len(row)) for row, _ in documents])
+    batch = collate([rows]) | {"position_ids": positions.expand(2, -1)}
+    starts = positions == 0
+    batch["labels"] = batch["input_ids"].masked_fill(starts, -100)  # no token across documents
+    found = trainer(tmp_path, model, base=base).mixture(model, batch)
+    for part, is_domain in zip(found[1:], (True, False)):
+        nats = [len(row[1:]) * by_hand(model, base, collate([((row, is_domain),)]))
+                for row, _ in documents]
+        torch.testing.assert_close(part, sum(nats) / (~starts).sum() / 2)
+
+
+@pytest.mark.parametrize("rows, collator", [
+    ([{"input_ids": [1, 2], "is_domain": True}] * 4, collate),
+    ([([1, 2], True)] * 4, collate), ([([1, 2], [3, 4])] * 4, collate),
+    ([{"input_ids": [1, 2], "labels": [1, 2]}] * 4, default_data_collator)],
+    ids=["dicts", "no pairs", "no flags", "default collator"])
+def test_other_rows_are_refused_with_what_a_row_is(rows, collator, tmp_path):
+    with pytest.raises(ValueError, match="an item of the dataset must be|the collate of this file"):
+        trainer(tmp_path, llama(), rows, llama(1), options={"data_collator": collator}).train()
+
+
+def from_checkpoint(folder):
+    """A model saved during a training, and a copy of it as base, as in the docstring."""
+    trainer(folder, llama(0), base=llama(0), save_strategy="steps", save_steps=1).train()
+    model = LlamaForCausalLM.from_pretrained(folder / "checkpoint-1")
+    return model, copy.deepcopy(model)
+
+
+def with_lora(trained=False, **more):
+    model = get_peft_model(llama(0), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **more))
+    for name, weight in model.named_parameters():
+        if trained and "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    return model
+
+
+@pytest.mark.parametrize("made, told", [
+    (lambda _: (llama(), None), "base=copy.deepcopy"),
+    (lambda _: (model := llama(), model), "not the model that learns"),
+    (lambda _: (with_lora(trained=True), None), "another one"),
+    (lambda _: (with_lora(init_lora_weights="pissa"), None), "another one"),
+    (lambda _: (with_lora(init_lora_weights="olora"), None), "another one"),
+    (lambda _: (with_lora(bias="lora_only"), None), "bias='none'"),
+    (from_checkpoint, "not a checkpoint"),
+    (lambda _: (llama(), tiny("GPT2", vocab_size=60)), "logits have shape"),
+    (lambda _: (tiny("Mixtral", output_router_logits=True), tiny("Mixtral")),
+     "output_router_logits=False")],
+    ids=["none", "the model", "trained adapters", "pissa", "olora", "bias", "checkpoint",
+         "another vocabulary", "router"])
+def test_a_wrong_base_or_model_is_refused_at_once(made, told, tmp_path):
+    model, base = made(tmp_path)
+    with pytest.raises(ValueError, match=told):
+        trainer(tmp_path, model, base=base)
+
+
+def test_label_smoothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing_factor=0"):
+        trainer(tmp_path, llama(), base=llama(1), label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_new_adapters_need_no_base(more, tmp_path):
+    trainer(tmp_path, with_lora(**more)).train()
 
 
 def test_a_training_set_that_fills_no_batch_is_refused(tmp_path):
     """Trainer would only warn and leave the model as it was."""
-    with pytest.raises(ValueError, match="3 pairs fill no batch of 4"):
+    with pytest.raises(ValueError, match="needs 4 pairs or more"):
         trainer(tmp_path, gpt2(), pairs_of_rows(3), base=gpt2(1), micro=4)
     trainer(tmp_path, gpt2(), pairs_of_rows(4), base=gpt2(1), micro=4)
 
@@ -187,29 +292,19 @@ def test_the_base_has_no_dropout_and_stays_frozen(tmp_path):
     batch = collate([pair[1:] for pair in pairs_of_rows(4)])
     losses = {the_trainer.compute_loss(model, batch).item() for _ in range(5)}
     assert len(losses) == 1
-    assert base.training and not any(p.requires_grad for p in base.parameters())
-
-
-def adapters(model):
-    """LoRA on a model, its adapters no longer zero."""
-    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"],
-                                             lora_dropout=0.3))
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_()
-    return model
+    assert not base.training and not any(p.requires_grad for p in base.parameters())
 
 
 def test_with_adapters_the_base_is_the_model_without_them(tmp_path):
-    model, base = adapters(llama(0)), llama(0).eval()
+    model, base = with_lora(lora_dropout=0.3), llama(0).eval()
     batch = collate(pairs_of_rows(2))
     the_trainer = trainer(tmp_path, model)
-    the_trainer.model_wrapped = model.train()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
     general = ~batch["is_domain"]
     tokens, mask = batch["input_ids"][general], batch["attention_mask"][general]
-    with the_trainer.base_of(model) as held, torch.no_grad():
+    with the_trainer.base_of(model.train()) as held, torch.no_grad():
         logits = held(tokens, attention_mask=mask).logits
     assert model.training
     assert torch.equal(logits, base(tokens, attention_mask=mask).logits)
@@ -226,34 +321,66 @@ def test_every_batch_is_mixed_one_to_one(tmp_path):
         assert batch["is_domain"].tolist() == [True, False] * 3
 
 
-class Capped(GPT2LMHeadModel):
-    def forward(self, *arguments, **more):
-        out = super().forward(*arguments, **more)
-        out.logits = out.logits.tanh()
-        return out
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5,
+         "pad_token_id": 0}
+NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "initializer_range": 0.5}
+# Phi has a bias in the head, Gemma 2 a soft cap, Cohere and Granite a scale. Falcon H1 has a scale
+# of another name, so its logits are computed whole.
+ARCHITECTURES = {
+    "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5},
+    "Llama": {}, "Qwen2": {}, "Qwen3": {"head_dim": 8}, "Mistral": {}, "Gemma": {"head_dim": 8},
+    "Gemma2": {"head_dim": 8, "final_logit_softcapping": 3.0}, "Gemma3Text": {"head_dim": 8},
+    "Phi": {}, "Phi3": {}, "OPT": {"ffn_dim": 32, "word_embed_proj_dim": 8, "init_std": 0.5},
+    "Mamba": {"state_size": 4}, "Olmo2": {}, "SmolLM3": {}, "Mixtral": {"num_local_experts": 4},
+    "Cohere": {}, "Granite": {"logits_scaling": 1.01}, "GPTNeoX": {},
+    "GPTNeo": {"attention_types": [[["global", "local"], 1]], **NEO},
+    "FalconH1": {"lm_head_multiplier": 0.7, "mamba_d_ssm": 16, "mamba_n_heads": 2,
+                 "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}}
 
 
-def capped():
-    torch.manual_seed(0)
-    return Capped(gpt2().config)
+def tiny(name, seed=0, **more):
+    torch.manual_seed(seed)
+    settings = ARCHITECTURES[name] if name in ("GPT2", "GPTNeo") else SMALL | ARCHITECTURES[name]
+    config = getattr(transformers, f"{name}Config")(
+        **{"vocab_size": V, "bos_token_id": 1, "eos_token_id": 2, **settings, **more})
+    return AutoModelForCausalLM.from_config(config)
 
 
-def with_a_bias():
-    """The bias is zero, so the values are right, but it would never be trained."""
-    model = llama()
-    model.lm_head.bias = torch.nn.Parameter(torch.zeros(V))
-    return model
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loss_and_gradients_are_those_of_the_full_logits(name, tmp_path):
+    """Also with padding on the left, whatever the positions of the model are."""
+    model, base = tiny(name, 0).eval(), tiny(name, 1).eval()
+    the_trainer = trainer(tmp_path, model, base=base)
+    assert (the_trainer.head is None) == (name == "FalconH1")
+    for batch in (collate(pairs_of_rows(2)),
+                  padded_with_the_end_token(collate(pairs_of_rows(2)), "left")):
+        found, expected = the_trainer.compute_loss(model, batch), by_hand(model, base, batch)
+        torch.testing.assert_close(found, expected)
+        for pair in zip(*(torch.autograd.grad(loss, model.parameters(), materialize_grads=True,
+                                              allow_unused=True) for loss in (found, expected))):
+            torch.testing.assert_close(*pair, atol=1e-4, rtol=1e-3)
 
 
-def with_adapters_on_the_head():
-    return get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+def test_adapters_on_the_head(tmp_path):
+    model = get_peft_model(llama(0), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    the_trainer = trainer(tmp_path, model)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    batch = collate(pairs_of_rows(2))
+    torch.testing.assert_close(the_trainer.compute_loss(model.eval(), batch),
+                               by_hand(model, llama(0).eval(), batch))
 
 
-@pytest.mark.parametrize("made", [capped, with_a_bias, with_adapters_on_the_head])
-def test_a_head_that_does_more_is_refused(made, tmp_path):
-    model = made()
-    with pytest.raises(ValueError, match="head"):
-        trainer(tmp_path, model, base=llama(1)).compute_loss(model, collate(pairs_of_rows(1)))
+def test_logits_of_a_known_head_never_exist_whole(tmp_path):
+    """The head of model and base sees one position, and then chunks."""
+    seen, model = [], llama(0)
+    batch = collate(pairs_of_rows(2))
+    the_trainer = trainer(tmp_path, model, base=llama(1), options={"chunk": 3})
+    model.lm_head.register_forward_hook(lambda *_: seen.append(_[2].shape[:-1].numel()))
+    the_trainer.compute_loss(model, batch)
+    assert seen[0] == len(batch["input_ids"]) and max(seen[1:]) == 3
 
 
 def test_weights_that_are_not_numbers_are_not_refused_as_another_head(tmp_path):
@@ -433,10 +560,3 @@ def test_a_missing_package_is_named(missing, folder, tmp_path, experiment, monke
     ended = experiment("--model", folder, "--out", tmp_path)
     refused(ended, "pip install")
     refused(ended, missing)
-
-
-def test_a_base_with_another_vocabulary_is_refused(tmp_path):
-    base = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=32, n_embd=16, n_layer=1,
-                                      n_head=2, bos_token_id=0, eos_token_id=0))
-    with pytest.raises(ValueError, match="vocabulary of 50"):
-        trainer(tmp_path, gpt2(), base=base).compute_loss(gpt2(), collate(pairs_of_rows(1)))
