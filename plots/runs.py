@@ -97,16 +97,17 @@ def main(*experiment, **options):
 
 
 def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, make=None,
-                   arguments=None):
+                   omit=("methods", "general", "domain"), arguments=None):
     """Make the missing runs of {label: Run}, then draw the figure and print a table.
 
     draw(results, picture, note on the seeds) and tell(results) -> text call results(run) -> the
     rows of each seed.
     """
     varied = {key for run in runs.values() for key in run.settings}
-    settings = train.parse(arguments, defaults, {"methods", "general", "domain", *varied},
-                           description.partition("\n")[0])
+    settings = train.parse(arguments, defaults, {*omit, *varied}, description.partition("\n")[0])
     out = Path(settings.out)
+    if "methods" not in omit:
+        runs = {label: run for label, run in runs.items() if run.method in settings.methods}
     changed = (of_run(settings), settings.seeds) != (of_run(defaults), defaults.seeds)
     if changed and out.resolve() == Path(defaults.out).resolve():
         raise BadInput(f"--out {out}: it is for the default settings; name a folder of your own")
