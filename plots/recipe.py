@@ -1,7 +1,5 @@
 """MoL on a Hugging Face model: a collator and a Trainer. Copy this file and losses.py.
 
-    pip install transformers accelerate        and peft for LoRA
-
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     base = copy.deepcopy(model)
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
@@ -12,13 +10,12 @@ what several processes need, and which versions and models were tested.
 """
 
 import inspect
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import Trainer
-from transformers.trainer_utils import has_length
 
 from losses import PADDING, mixture_from_hidden
 
@@ -46,7 +43,7 @@ class MolTrainer(Trainer):
     """transformers.Trainer with MoL as its loss. It logs the mean CE and the mean KL.
 
     base       the frozen model of the KL; None: the model with its adapters off
-    direction, strength, chunk   as in losses.mixture_from_hidden
+    options    direction, strength and chunk, see losses.mixture_from_hidden
 
     The loss of a step is the mean over its sequences, also over micro-batches and processes. Raises
     ValueError for what would make the loss wrong.
@@ -58,41 +55,41 @@ class MolTrainer(Trainer):
         self.refuse_what_is_wrong(base)
         self.base = base.to(self.args.device).requires_grad_(False).eval() if base else None
         self.options = {"direction": direction, "strength": strength, "chunk": chunk}
+        self.head = head_of(self.model)
+        self.base_head = head_of(base) if base else self.head
+        self.sums = torch.zeros(4, device=self.args.device)  # CE, KL, domain rows, general rows
         self.args.remove_unused_columns = False  # otherwise is_domain is removed
         self.label_names = ["is_domain"]  # otherwise evaluation has no loss
         # Otherwise Trainer assumes, if there are labels, that the loss is already divided by the
         # number of tokens, and gradients grow with the number of micro-batches.
         self.model_accepts_loss_kwargs = False
-        self.head = head_of(self.model)
-        self.base_head = head_of(base) if base else self.head
-        self.sums = torch.zeros(2, 2, device=self.args.device)  # (CE, KL), (domain, general) rows
 
-        tokens = torch.arange(16, device=self.args.device)[None]
+        row = collate([((range(16), False),)])
         with torch.no_grad():
-            _, _, kl = self.mixture(self.model.eval(), {
-                "input_ids": tokens, "attention_mask": tokens >= 0, "is_domain": tokens[:, 0] > 0})
+            _, _, kl = self.mixture(self.model.eval(), self._prepare_inputs(row))
         if not base and kl > 1e-4:
             raise ValueError(f"with its adapters off the model is another one (KL {kl:.2g}): give "
                              "the model before any training as base=")
 
     def refuse_what_is_wrong(self, base):
-        args, model = self.args, self.model
-        count = args.train_batch_size * args.world_size
-        biases = [getattr(c, "bias", "none") for c in getattr(model, "peft_config", {}).values()]
+        args, model, pairs = self.args, self.model, self.train_dataset
+        batch = args.train_batch_size * args.world_size
+        adapters = getattr(model, "peft_config", {}).values()
         for is_wrong, needed in [
-                (has_length(self.train_dataset) and len(self.train_dataset) < count,
-                 f"{count} pairs or more, one batch"),
+                (hasattr(pairs, "__len__") and len(pairs) < batch, f"{batch} pairs, one batch"),
                 (args.label_smoothing_factor, "label_smoothing_factor=0"),
+                (getattr(args, "train_sampling_strategy", "") == "group_by_length",
+                 "another train_sampling_strategy: a pair of rows has no length"),
                 (getattr(model.config, "output_router_logits", False),
                  "output_router_logits=False in the config of the model"),
                 (base is model, "base=copy.deepcopy(model), not the model that learns"),
-                (base is None and not hasattr(model, "disable_adapter"),
+                (not base and not hasattr(model, "disable_adapter"),
                  "base=copy.deepcopy(model), or adapters of peft.get_peft_model"),
-                (base is None and set(biases) - {"none"},
-                 "adapters with bias='none', or a base: without adapters the biases would differ"),
+                (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
+                 "adapters with bias='none', or a base: the biases would change the base"),
                 (base and Path(base.name_or_path, "trainer_state.json").exists(),
-                 "the original model as base, not a checkpoint of a training; to go on with that "
-                 "training use train(resume_from_checkpoint=...)")]:
+                 "the original model as base; to go on from a checkpoint use "
+                 "train(resume_from_checkpoint=...)")]:
             if is_wrong:
                 raise ValueError(f"MolTrainer needs {needed}")
 
@@ -109,16 +106,15 @@ class MolTrainer(Trainer):
         with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
             loss, ce, kl = self.mixture(model, inputs)
         if model.training:
-            is_domain = inputs["is_domain"].bool()
-            rows = torch.stack([is_domain.sum(), (~is_domain).sum()])
-            self.sums += torch.stack([torch.stack([ce, kl]).detach() * len(is_domain), rows])
+            count, domain = len(inputs["is_domain"]), inputs["is_domain"].sum()
+            self.sums += torch.stack([ce * count, kl * count, domain, count - domain]).detach()
         return (loss, {"ce": ce, "kl": kl}) if return_outputs else loss
 
     def log(self, logs, *more):
         """Add the mean CE of the domain rows and the mean KL of the general rows."""
         if "loss" in logs:
-            sums, rows = self.accelerator.reduce(self.sums)
-            logs["ce"], logs["kl"] = (sums / rows.clamp(min=1)).tolist()
+            ce, kl, domain, general = self.accelerator.reduce(self.sums).tolist()
+            logs |= {"ce": ce / max(domain, 1), "kl": kl / max(general, 1)}
             self.sums.zero_()
         super().log(logs, *more)
 
@@ -133,47 +129,40 @@ class MolTrainer(Trainer):
         positions = inputs.get("position_ids", (mask.cumsum(1) - 1).clamp(min=0))  # (B, T)
         of_base = None, None
         if not is_domain.all():
-            rows = [x[~is_domain] for x in (tokens, mask, positions)]
-            with torch.no_grad(), self.base_of(model) as base:
-                of_base = hidden_and_head(base, self.base_head, *rows)
+            rows, was_training = [x[~is_domain] for x in (tokens, mask, positions)], model.training
+            base = self.base or self.accelerator.unwrap_model(model)
+            with torch.no_grad(), nullcontext() if self.base else base.disable_adapter():
+                of_base = hidden_and_head(base.eval(), self.base_head, *rows)  # without dropout
+            model.train(was_training)
         hidden, head = hidden_and_head(model, self.head, tokens, mask, positions)
         return mixture_from_hidden(hidden, head, targets, is_domain, *of_base, **self.options)
-
-    @contextmanager
-    def base_of(self, model):
-        """The base, or the model without its adapters and, for this time, without dropout."""
-        model = self.base or self.accelerator.unwrap_model(model)
-        was_training = model.training
-        with nullcontext() if self.base else model.eval().disable_adapter():
-            yield model
-        model.train(was_training)
 
 
 def hidden_and_head(model, head, tokens, mask, positions):
     """The input of the head at all positions but the last, (B, T - 1, C), and the head.
 
-    DDP needs a call of the whole model. A hook keeps the input of the head, and lets the head see
-    one position only. If the head is None: the logits, and a head that does nothing.
+    DDP needs a call of the whole model. A hook keeps the input of the head and shows the head one
+    position only. If the head is None: the logits, and a head that does nothing.
     """
+    plain = extract_model_from_parallel(model)  # without DDP, and then without adapters
+    plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
     more = {} if mask.all() else {"attention_mask": mask.long()}
-    plain = extract_model_from_parallel(model)  # without DDP
-    plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain  # no adapters
     if "position_ids" in inspect.signature(plain.forward).parameters:
         more["position_ids"] = positions
-    if head is None:
-        return model(input_ids=tokens, use_cache=False, **more).logits[:, :-1], torch.nn.Identity()
     kept = []
-    hook = plain.get_output_embeddings().register_forward_pre_hook(
-        lambda module, inputs: kept.append(inputs[0]) or (inputs[0][:, -1:],))
-    model(input_ids=tokens, use_cache=False, **more)
-    hook.remove()
-    return kept[0][:, :-1], head
+    if head:
+        hook = plain.get_output_embeddings().register_forward_pre_hook(
+            lambda module, inputs: kept.append(inputs[0]) or (inputs[0][:, -1:],))
+    logits = model(input_ids=tokens, use_cache=False, **more).logits
+    if head:
+        hook.remove()
+    return (kept[0] if head else logits)[:, :-1], head or torch.nn.Identity()
 
 
 def head_of(model):
     """A function from the last hidden states (N, C) to logits (N, V), or None if it is unknown.
 
-    Some models scale or cap the product with the weight of the head.
+    Some models scale or cap what the weight of the head gives.
     """
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1)
@@ -182,12 +171,12 @@ def head_of(model):
     def after(logits):
         return torch.tanh(logits * scale / cap) * cap if cap else logits * scale
 
-    # Is it so? Try it with large logits in place of those of the head.
+    # Is that all? Try it with large logits in place of those of the head.
     large = torch.linspace(-100, 100, len(head.weight), device=model.device, dtype=model.dtype)
     hook = head.register_forward_hook(lambda module, inputs, logits: large.expand_as(logits))
+    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     with torch.no_grad():
-        logits = model(input_ids=torch.zeros(1, 1, dtype=int, device=model.device),
-                       use_cache=False).logits
+        logits = model(input_ids=token, use_cache=False).logits
     hook.remove()
-    is_so = torch.allclose(logits[0, 0].float(), after(large).float(), rtol=1e-2, atol=1e-2)
-    return (lambda hidden: after(head(hidden))) if type(head) is torch.nn.Linear and is_so else None
+    is_all = torch.allclose(logits[0, 0].float(), after(large).float(), rtol=1e-2, atol=1e-2)
+    return (lambda x: after(head(x))) if is_all and type(head) is torch.nn.Linear else None

@@ -27,7 +27,7 @@ from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,  # 
                           TrainingArguments, default_data_collator)
 
 import losses  # noqa: E402
-from plots import real, runs  # noqa: E402
+from plots import real, recipe, runs  # noqa: E402
 from plots.recipe import MolTrainer, collate  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -232,9 +232,12 @@ def test_a_wrong_base_or_model_is_refused_at_once(made, told, tmp_path):
         trainer(tmp_path, model, base=base)
 
 
-def test_label_smoothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="label_smoothing_factor=0"):
-        trainer(tmp_path, llama(), base=llama(1), label_smoothing_factor=0.1)
+@pytest.mark.parametrize("more, told", [
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0"),
+    ({"train_sampling_strategy": "group_by_length"}, "another train_sampling_strategy")])
+def test_settings_that_mol_has_no_use_for_are_refused(more, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        trainer(tmp_path, llama(), base=llama(1), **more)
 
 
 @pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])
@@ -295,21 +298,24 @@ def test_the_base_has_no_dropout_and_stays_frozen(tmp_path):
     assert not base.training and not any(p.requires_grad for p in base.parameters())
 
 
-def test_with_adapters_the_base_is_the_model_without_them(tmp_path):
+def test_with_adapters_the_base_is_the_model_without_them(tmp_path, monkeypatch):
+    """And without dropout, also while the model trains."""
     model, base = with_lora(lora_dropout=0.3), llama(0).eval()
     batch = collate(pairs_of_rows(2))
     the_trainer = trainer(tmp_path, model)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
-    general = ~batch["is_domain"]
-    tokens, mask = batch["input_ids"][general], batch["attention_mask"][general]
-    with the_trainer.base_of(model.train()) as held, torch.no_grad():
-        logits = held(tokens, attention_mask=mask).logits
-    assert model.training
-    assert torch.equal(logits, base(tokens, attention_mask=mask).logits)
     torch.testing.assert_close(the_trainer.compute_loss(model.eval(), batch),
                                by_hand(model, base, batch))
+    read, real = [], recipe.hidden_and_head
+    monkeypatch.setattr(recipe, "hidden_and_head", lambda *given: read.append(real(*given))
+                        or read[-1])
+    the_trainer.compute_loss(model.train(), batch)
+    assert all(module.training for module in model.modules())
+    expected = base(batch["input_ids"][~batch["is_domain"]]).logits[:, :-1]
+    is_token = batch["attention_mask"][~batch["is_domain"]][:, 1:] == 1
+    torch.testing.assert_close(base.lm_head(read[0][0])[is_token], expected[is_token])
 
 
 def test_every_batch_is_mixed_one_to_one(tmp_path):
