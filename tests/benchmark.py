@@ -5,15 +5,20 @@
     python tests/benchmark.py --methods             those of plots/: step, memory, preparation
     python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
                                                     large vocabulary: memory and time
+    python tests/benchmark.py --bases               SmolLM2 with a base in fewer bits; needs the
+                                                    packages of plots/real.py and bitsandbytes
 
 Steps of all kinds take turns, so that other programs on the machine slow them alike.
 """
 
 import copy
+import email.message
 import importlib.util
+import inspect
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -97,7 +102,7 @@ def measure(name, vocab_size):
 
 
 def memory():
-    for vocab_size in (50_257, 128_256):
+    for vocab_size in (50_257, 128_256, 262_144):
         found = {}
         for name in ("logits", "hidden states"):  # each in a process of its own
             command = [sys.executable, __file__, "--measure", name, str(vocab_size)]
@@ -107,6 +112,46 @@ def memory():
                   f"{megabytes:,.0f} MB, {taken:.1f} s", flush=True)
         ratios = [hidden / logits for logits, hidden in zip(*found.values())]
         print(f"hidden states / logits: memory {ratios[0]:.3f}, time {ratios[1]:.2f}", flush=True)
+
+
+def bases(steps=16):
+    """Each base's size, its KL to the base in float32, and that of a model trained with it."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
+
+    from plots import real
+    from plots.recipe import MolTrainer, collate
+
+    model, tokenizer = real.load("")
+    learnt, held_out = real.manual()
+    general = real.pieces(learnt, tokenizer, 64, 4 * steps)
+    domain = real.pieces(inspect.getsource(email.message), tokenizer, 64, 4 * steps)
+    pairs = [((d, True), (g, False)) for d, g in zip(domain, general)]
+    tokens = torch.tensor(real.pieces(held_out, tokenizer, 64, 16))
+
+    @torch.no_grad()
+    def kl(other):
+        logits, base_logits = (m(input_ids=tokens).logits.float() for m in (other, model))
+        return losses.kl_divergence(logits, base_logits).mean()
+
+    plain = real.clone(model)
+    del plain.config.quantization_config  # it is that of the .gguf file
+    with tempfile.TemporaryDirectory() as folder:
+        plain.save_pretrained(folder)
+        for name, options in {
+                "float32": {"dtype": torch.float32}, "bfloat16": {"dtype": torch.bfloat16},
+                "8 bit": {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)},
+                "4 bit": {"quantization_config": BitsAndBytesConfig(
+                    load_in_4bit=True, bnb_4bit_quant_type="nf4")}}.items():
+            base = AutoModelForCausalLM.from_pretrained(folder, **options)
+            trained = real.clone(plain)
+            torch.manual_seed(0)
+            MolTrainer(trained, TrainingArguments(
+                folder, max_steps=steps, per_device_train_batch_size=4, learning_rate=3e-4,
+                save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
+                use_cpu=True), collate, pairs, base=base).train()
+            print(f"base in {name}: {base.get_memory_footprint() / 2**20:.0f} MB, KL "
+                  f"{kl(base):.4f}; after {steps} steps of mol KL {kl(trained.eval()):.4f}",
+                  flush=True)
 
 
 def setup(rows):
@@ -227,6 +272,8 @@ if __name__ == "__main__":
         methods()
     elif sys.argv[1:2] == ["--measure-step"]:
         measure_step(sys.argv[2])
+    elif sys.argv[1:] == ["--bases"]:
+        bases()
     elif sys.argv[1:2] == ["--measure"]:
         measure(sys.argv[2], int(sys.argv[3]))
     else:
