@@ -29,7 +29,7 @@ def collate(pairs):
     try:
         rows = [(torch.as_tensor(tokens), bool(flag)) for pair in pairs for tokens, flag in pair]
         longest = max(len(tokens) for tokens, _ in rows)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError("an item of the dataset must be ((domain tokens, True), (general tokens, "
                          f"False)), not {str(pairs[0])[:80]}") from error
     tokens, mask = torch.zeros(2, len(rows), longest, dtype=torch.int64)

@@ -4,7 +4,9 @@ Skipped without transformers, accelerate and peft. CI runs it in an environment 
 """
 
 import copy
+import gzip
 import io
+import math
 import os
 import random
 import shutil
@@ -12,7 +14,6 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,7 +221,7 @@ def with_lora(trained=False, **more):
     (lambda _: (with_lora(init_lora_weights="pissa"), None), "another one"),
     (lambda _: (with_lora(init_lora_weights="olora"), None), "another one"),
     (lambda _: (with_lora(bias="lora_only"), None), "bias='none'"),
-    (from_checkpoint, "not a checkpoint"),
+    (from_checkpoint, "the original model as base"),
     (lambda _: (llama(), tiny("GPT2", vocab_size=60)), "logits have shape"),
     (lambda _: (tiny("Mixtral", output_router_logits=True), tiny("Mixtral")),
      "output_router_logits=False")],
@@ -458,8 +459,8 @@ def folder(tmp_path_factory):
     bpe.decoder = tokenizers.decoders.ByteLevel()
     bpe.train_from_iterator(["a text to learn tokens from"], tokenizers.trainers.BpeTrainer(
         vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False))
-    PreTrainedTokenizerFast(tokenizer_object=bpe).save_pretrained(folder)
+        special_tokens=["<end>"], show_progress=False))
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>").save_pretrained(folder)
     save_llama(folder, 300)
     return folder
 
@@ -470,82 +471,129 @@ def save_llama(folder, vocab_size):
         num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder)
 
 
-@pytest.fixture
-def experiment(monkeypatch):
-    """(arguments) -> exit code, output and errors of real.py with two steps per run."""
-    short = {label: run._replace(settings=run.settings | {"steps": 2})
-             for label, run in real.RUNS.items()}
-    monkeypatch.setattr(real, "RUNS", short)
+WORDS = "Active Basic Common Direct Early Fast Given Hybrid Inner Joint Known Local".split()
 
-    def program(*arguments):
+
+@pytest.fixture
+def experiment(monkeypatch, tmp_path_factory):
+    """(arguments) -> exit code, output and errors of real.py with few facts, on short texts."""
+    vera = tmp_path_factory.mktemp("vera") / "vera.dict.gz"
+    with gzip.open(vera, "wt") as file:
+        for word in WORDS:
+            file.write(f"{word[0]}XY\n       {word} eXchange sYstem (ATM, UNI)\n       \n")
+        file.write("ZZZ\n       A Game (slang)\n       \n")
+    manual, countries = real.manual(), real.countries()
+    monkeypatch.setattr(real, "manual", lambda: [text[:20_000] for text in manual])
+    monkeypatch.setattr(real, "countries", lambda: dict([*countries.items()][:10]))
+
+    def program(*arguments, kept=lambda label: True):
         output, errors = io.StringIO(), io.StringIO()
+        some = {label: run for label, run in (real.SEARCH | real.RUNS).items() if kept(label)}
         with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-            runs.main("real", short, real.draw, real.__doc__, real.tell, real.Settings(),
-                      real.make, arguments=list(map(str, arguments)))
+            runs.main("real", some, real.draw, real.__doc__, real.tell, real.Settings(), real.make,
+                      ("general", "domain"),
+                      arguments=["--vera", str(vera), "--steps", "2", *map(str, arguments)])
         return ended.value.code, output.getvalue(), errors.getvalue()
     return program
 
 
-def test_all_runs_on_a_tiny_model(folder, tmp_path, experiment, monkeypatch):
-    monkeypatch.setattr(real, "SHOWN", {"any": ("{}", {"a": "b", "c": "d"})})
-    # A random model knows nothing: let each question count as one that the base answers.
-    score = real.score
-    monkeypatch.setattr(real, "score", lambda model, tokenizer, probes: (
-        (1, 1.0) if len(probes) == 1 else score(model, tokenizer, probes)))
+def test_all_runs_on_a_tiny_model(folder, tmp_path, experiment):
     arguments = "--model", folder, "--seed", 3, "--out", tmp_path
+    _, output, _ = experiment(*arguments, "--methods", "mol")
+    assert "10 runs, 10 to make" in output and "| mol " in output and "| ce " not in output
     code, output, _ = experiment(*arguments)
-    assert code == 0 and "8 runs, 8 to make" in output and "| LoRA mol, wrong " in output
+    count = len({str((run.method, run.settings)) for run in real.SEARCH.values()})
+    assert code == 0 and f"{count} runs, {count - 10} to make" in output
     assert (tmp_path / "real.png").stat().st_size > 10_000
-    lines = runs.read_runs(tmp_path / "runs.jsonl")
-    assert len(lines) == 8 and len({line["base"] for line in lines.values()}) == 1
-    assert len({line["rows"][1]["kl_to_base"] for line in lines.values()}) == 8  # all differ
-    for line in lines.values():
+    lines = [*runs.read_runs(tmp_path / "runs.jsonl", real.Settings()).values()]
+    assert len(lines) == count and len({line["base"] for line in lines}) == 1
+    assert len({line["rows"][1]["kl_to_base"] for line in lines}) == count  # all differ
+    for line in lines:
         before, after = line["rows"]
         assert before["kl_to_base"] == 0 < after["kl_to_base"]
-        assert set(after["accuracy"]) == set(real.SHARES)
-    assert "8 runs, 0 to make" in experiment(*arguments)[1]
-
-
-class Reader(torch.nn.Module):
-    """A model that keeps its input."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, input_ids):
-        self.read = input_ids.tolist()
-        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 400))
+        for rows in (line["rows"][:1], line["rows"]):
+            every = sum(len(real.scores(rows, "plain", "dsn", "right", choice))
+                        for choice in (True, False))
+            assert every == len(before["kinds"]) == before["kinds"].count("d") + 2 * 10 + 118
+    for label in real.RUNS:
+        assert f"| {label} " in output
+    assert f"{count} runs, 0 to make" in experiment(*arguments)[1]
 
 
 @pytest.mark.parametrize("has_start", [True, False])
-def test_a_start_token_is_where_the_tokenizer_puts_it(has_start, folder):
-    """Before each row and question, but not before an answer."""
+def test_rows_and_questions_have_the_start_token_of_the_tokenizer(has_start, folder):
+    """The options have the probabilities that whole rows give."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, bos_token="<s>")
     start = tokenizer.bos_token_id
     if has_start:
         tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", start)])
-    text, reader = "a text of tokens", Reader()
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    expected, length = [start] * has_start + tokens, len(tokens)
-    real.score(reader, tokenizer, [(text, "b")])
-    assert reader.read == [expected]  # the last token, here the answer, is only a target
-    assert real.packed([text], tokenizer, length, 1, random.Random(0)) == [expected]
-    assert real.pieces(text, tokenizer, length - 1, 1) == [expected[:-1]]
+    text = "a text of tokens"
+    tokens = [start] * has_start + tokenizer.encode(text, add_special_tokens=False)
+    length = len(tokens)
+    assert real.packed([text], tokenizer, length, 1, random.Random(0)) == [tokens]
+    assert real.pieces(text, tokenizer, length - 1, 1) == [tokens[:-1]]
+    torch.manual_seed(1)
+    save_llama(folder / "other", 301)
+    model = AutoModelForCausalLM.from_pretrained(folder / "other").eval()
+    options, texts = ("b", "longer", "c d e", "another one"), [text, "other", "a", "and a last"]
+    found = real.probabilities(model, tokenizer, texts, [options] * 4)
+    for text, probabilities in zip(texts, found):
+        tokens = [start] * has_start + tokenizer.encode(text, add_special_tokens=False)
+        nats = []
+        for option in options:
+            answer = tokenizer.encode(f" {option}", add_special_tokens=False)
+            log_p = model(torch.tensor([tokens + answer])).logits[0].log_softmax(-1)
+            nats.append(sum(log_p[len(tokens) - 1 + i, token] for i, token in enumerate(answer)))
+        torch.testing.assert_close(torch.tensor(probabilities), torch.stack(nats).softmax(0),
+                                   atol=0.02, rtol=0)
+
+
+def test_what_a_general_text_names_is_stated(monkeypatch):
+    monkeypatch.setattr(real, "countries", lambda: {
+        "Oman": ("Muscat", "Asia"), "Mali": ("Bamako", "Africa"), "Fiji": ("Suva", "Oceania"),
+        "Chad": ("Niamey", "Europe")})
+    asked = real.questions({"ABR": ("Available Bit Rate", "b", "c", "d")}, ["In Fiji", "Somalia"])
+    kinds = {question.begun: question.kind for question in asked}
+    assert kinds["The capital of Fiji is"] == kinds["Fiji is a country in"] == "stated"
+    assert kinds["The capital of Mali is"] == "never stated"
+    assert kinds["The abbreviation ABR is short for"] == "domain"
+    assert all(len(set(question.options)) == 4 for question in asked)
+    assert asked[1].options[0] == "Muscat"
+
+
+def test_the_interval_holds_questions_and_seeds():
+    """Seeds that differ more than questions widen it; every fifth question is left out."""
+    def seed(right):
+        return [{"kinds": "d" * len(right)}, {"plain": {"right": right}}]
+
+    which = "plain", "d", "right"
+    assert real.interval([seed("1" * 50)], *which) == (100, 100, 100)
+    middle, low, high = real.interval([seed("10" * 100)], *which)
+    assert middle == 50 and 40 < low < 45 and 55 < high < 60
+    assert real.interval([seed("1" * 50), seed("0" * 50)], *which) == (50, 0, 100)
+    assert real.scores(seed("0111101111"), *which) == [100] * 8
+    assert real.scores(seed("0111101111"), *which, choice=True) == [0, 0]
+
+
+def test_a_model_in_bfloat16_is_loaded_in_float32(folder, tmp_path):
+    AutoModelForCausalLM.from_pretrained(folder).bfloat16().save_pretrained(tmp_path)
+    PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(tmp_path)
+    assert real.load(tmp_path)[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("arguments, told", [
     (["--model", "/no/such/folder"], "--model /no/such/folder: no causal language model there"),
-    (["--model", "FOLDER"], "answers no question of the kinds shown"),
-    (["--model", "FOLDER", "--length", "10000000"], "--length 10000000: a text has only"),
-    (["--model", "FOLDER", "--length", "1"], "--length"), (["--steps", "5"], "--steps"),
+    (["--model", "FOLDER", "--vera", "/no/file"], "--vera /no/file: No such file"),
+    (["--model", "FOLDER", "--length", "100000"], "--length 100000: the model reads 2048 tokens"),
+    (["--model", "FOLDER", "--length", "1"], "--length"), (["--seed", "-1"], "--seed"),
+    (["--seed", "0", "0"], "give each seed once"), (["--lr", "1"], "--lr"),
     (["--model", "FOLDER", "--out", str(runs.HERE)], "name a folder of your own")])
 def test_bad_input_is_one_message(arguments, told, folder, tmp_path, experiment, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     arguments = [folder if argument == "FOLDER" else argument for argument in arguments]
     refused(experiment("--out", tmp_path, *arguments), told)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "runs.jsonl").exists()
 
 
 def refused(ended, told):
@@ -553,16 +601,40 @@ def refused(ended, told):
     assert code == 2 and told in errors.splitlines()[-1] and errors.count("error: ") == 1
 
 
-def test_a_tokenizer_with_more_tokens_than_the_head_is_refused(folder, tmp_path, experiment):
-    shutil.copytree(folder, tmp_path / "small")
-    save_llama(tmp_path / "small", 200)
-    ended = experiment("--model", tmp_path / "small", "--out", tmp_path)
-    refused(ended, "more tokens than its head")
+def test_a_damaged_model_is_refused(folder, tmp_path, experiment):
+    shutil.copytree(folder, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(experiment("--model", tmp_path / "damaged", "--out", tmp_path),
+            "no causal language model there")
+
+
+def test_a_loss_that_is_not_a_number_is_not_kept(folder, tmp_path, experiment, monkeypatch):
+    test = real.test
+    monkeypatch.setattr(real, "test", lambda *given: test(*given) | {"prose_loss": math.nan})
+    refused(experiment("--model", folder, "--out", tmp_path), "the loss is no longer a number")
+    assert not (tmp_path / "runs.jsonl").exists()
 
 
 @pytest.mark.parametrize("missing", ["transformers", "peft"])
 def test_a_missing_package_is_named(missing, folder, tmp_path, experiment, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    ended = experiment("--model", folder, "--out", tmp_path)
-    refused(ended, "pip install")
-    refused(ended, missing)
+    refused(experiment("--model", folder, "--out", tmp_path), missing)
+
+
+# --- the example ---------------------------------------------------------------------------------
+
+def test_the_example_trains_merges_and_continues(folder, tmp_path):
+    for name, words in (("domain", 900), ("general", 400)):
+        (tmp_path / name).mkdir()
+        for file in "ab":
+            (tmp_path / name / f"{file}.txt").write_text(f"{name} text with words. " * words)
+    arguments = [sys.executable, "-W", "ignore", "-m", "plots.example", folder, tmp_path / "domain",
+                 tmp_path / "general", tmp_path / "out"]
+    first, second = (subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True,
+                                    env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+                     for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "eval_domain_loss" in first.stdout and "eval_general_loss" in first.stdout
+    assert "'kl'" in first.stdout and "'kl'" not in second.stdout  # it had nothing left to do
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
