@@ -102,13 +102,13 @@ def acronyms(path):
 
 def unknown(facts, model, tokenizer):
     """{acronym: its meaning and those of the next three}, where the model prefers a wrong one."""
-    names = sorted(facts)
-    options = {name: tuple(facts[names[(i + n) % len(names)]] for n in range(4))
-               for i, name in enumerate(names)}
-    begun = [f"In telecommunications, {name} stands for" for name in names]
-    found = probabilities(model, tokenizer, begun, options.values())
-    wrong = [name for name, p in zip(names, found) if p[0] < max(p)]
-    return {name: options[name] for name in random.Random(0).sample(wrong, min(FACTS, len(wrong)))}
+    names, wrong = sorted(facts), {}
+    asked = [Question("domain", "", f"In telecommunications, {name} stands for", tuple(
+        facts[names[(i + n) % len(names)]] for n in range(4))) for i, name in enumerate(names)]
+    for name, question, p in zip(names, asked, probabilities(model, tokenizer, asked)):
+        if p[0] < max(p):
+            wrong[name] = question.options
+    return {name: wrong[name] for name in random.Random(0).sample([*wrong], min(FACTS, len(wrong)))}
 
 
 def countries():
@@ -297,15 +297,16 @@ def clone(model):
 @torch.no_grad()
 def test(model, base, tokenizer, asked, length):
     """Answers in plain text and in a chat, held-out losses and the KL on prose -> a row."""
-    places = {"plain": ([question.begun for question in asked], asked)}
+    def in_chat(question):
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": question.asked}],
+                                             tokenize=False, add_generation_prompt=True)
+        return question._replace(begun=chat + question.begun)
+
+    row, places = {}, {"plain": asked}
     if tokenizer.chat_template:
-        some = asked[::3]
-        places["chat"] = [tokenizer.apply_chat_template(
-            [{"role": "user", "content": question.asked}], tokenize=False,
-            add_generation_prompt=True) + question.begun for question in some], some
-    row = {}
-    for place, (begun, some) in places.items():
-        found = probabilities(model, tokenizer, begun, [question.options for question in some])
+        places["chat"] = list(map(in_chat, asked[::3]))
+    for place, some in places.items():
+        found = probabilities(model, tokenizer, some)
         row[place] = {"right": "".join("01"[p[0] == max(p)] for p in found),
                       "probability": [round(p[0], 3) for p in found]}
     for name, text in (("prose", manual()[1]), ("code", inspect.getsource(email.message))):
@@ -319,8 +320,8 @@ def test(model, base, tokenizer, asked, length):
 
 
 @torch.no_grad()
-def probabilities(model, tokenizer, texts, options):
-    """What the model makes of four options after each text: softmax of their log-likelihoods."""
+def probabilities(model, tokenizer, asked):
+    """What the model makes of the options of each question: softmax of their log-likelihoods."""
     def encode(text, start=()):
         return torch.tensor([*start, *tokenizer.encode(text, add_special_tokens=False)])
 
@@ -328,8 +329,8 @@ def probabilities(model, tokenizer, texts, options):
         return (pad_sequence(some, batch_first=True, padding_side=side).to(model.device)
                 for some in (rows, [torch.ones_like(row) for row in rows]))
 
-    rows = [encode(text, start_of(tokenizer)) for text in texts]
-    answers = [[encode(f" {option}") for option in some] for some in options]
+    rows = [encode(question.begun, start_of(tokenizer)) for question in asked]
+    answers = [[encode(f" {option}") for option in question.options] for question in asked]
     found, order = torch.zeros(len(rows), 4), sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for some in torch.tensor(order).split(16):
         tokens, mask = padded([rows[i] for i in some], "left")
@@ -386,17 +387,15 @@ def load(name):
         if package is None:
             raise BadInput(f"--model: name a model, or install the default one: {NEEDED}")
         name = next(Path(package.origin).parent.glob("*.gguf"))
-    path = Path(name)
-    place, more = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (name, {})
+    path, more = Path(name), {}
+    if path.suffix == ".gguf":
+        name, more = path.parent, {"gguf_file": path.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **more)
-        tokenizer = AutoTokenizer.from_pretrained(place, **more)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
+        return model.eval(), AutoTokenizer.from_pretrained(name, **more)
     except Exception as error:  # of many kinds: a missing, damaged or unknown file
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(f"--model {name}: no causal language model there: {reason}") from None
-    if len(tokenizer) > len(model.get_output_embeddings().weight):
-        raise BadInput(f"--model {name}: its tokenizer has more tokens than its head")
-    return model.eval(), tokenizer
 
 
 def make(jobs, path):
@@ -473,24 +472,20 @@ def tell(results):
 def draw(results, picture, note):
     figure, (axes,) = style.panels(1, 2, 11, 5, sharex=True)
     searched, lines = made(results, SEARCH), made(results, RUNS)
-    base = next(iter(lines.values()))[0][:1]
     for panel, title in zip(axes, ("stated", "never stated")):
-        for label, seeds in {"base": [base], **lines}.items():
-            middle, ends = [], []
-            for which in (SCORES["domain"], SCORES[title]):
-                value, low, high = interval(seeds, *which)
-                middle.append(value)
-                ends.append([[value - low], [high - value]])
-            colour = style.colour_of(label)
-            others = sorted(tuple(mean(scores(rows, *SCORES[name])) for name in ("domain", title))
-                            for (name, _), (rows,) in searched.items() if name == label)
-            panel.plot(*zip(*others or [middle]), color=colour, alpha=0.4, marker=".")
-            panel.errorbar(*middle, *reversed(ends), color=colour, marker="o", ms=7, lw=1)
-            panel.annotate(label, middle, (6, 5), textcoords="offset points", color=colour,
+        for label, seeds in {"base": [next(iter(lines.values()))[0][:1]], **lines}.items():
+            (x, *of_x), (y, *of_y) = (interval(seeds, *SCORES[name]) for name in ("domain", title))
+            colour, others = style.colour_of(label), sorted(
+                tuple(mean(scores(rows, *SCORES[name])) for name in ("domain", title))
+                for (name, _), (rows,) in searched.items() if name == label)
+            panel.plot(*zip(*others), color=colour, alpha=0.4, marker=".")
+            panel.hlines(y, *of_x, color=colour, lw=1)
+            panel.vlines(x, *of_y, color=colour, lw=1)
+            panel.plot(x, y, color=colour, marker="o", ms=7)
+            panel.annotate(label, (x, y), (6, 5), textcoords="offset points", color=colour,
                            fontsize=9)
-        panel.set(title=f"questions on what the general text {title.replace('stated', 'states')}",
-                  xlabel="domain: right answers, %")
-    axes[0].set_ylabel("general: right answers, %")
+        panel.set(title=f"{title} in the general text", xlabel="domain: right answers, %")
+    axes[0].set_ylabel("general questions: right answers, %")
     style.save(figure, picture, "On SmolLM2", f"{note.partition(',')[0]}, 95% intervals over "
                "questions and seeds; small dots: other settings, seed 0")
 

@@ -1,7 +1,7 @@
 """MoL on a Hugging Face model: a collator and a Trainer. Copy this file and losses.py.
 
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    base = copy.deepcopy(model)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)  # and bf16=True below:
+    base = copy.deepcopy(model)            # weights in bfloat16 lose small updates
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
     MolTrainer(model, TrainingArguments(...), collate, pairs, base=base).train()
 
@@ -23,15 +23,15 @@ from losses import PADDING, mixture_from_hidden
 def collate(pairs):
     """Pairs of rows (tokens, is_domain) -> input_ids and attention_mask (B, T), is_domain (B,).
 
-    An item of the dataset is a domain row with a general row, so that every batch is mixed 1:1.
-    MolTrainer makes the targets. Labels are optional: where they are -100 there is no target.
+    An item of the dataset is a domain row with a general row, so that every batch is mixed 1:1, or
+    one row, (row,), for evaluation. MolTrainer makes the targets.
     """
     try:
         rows = [(torch.as_tensor(tokens), bool(flag)) for pair in pairs for tokens, flag in pair]
         longest = max(len(tokens) for tokens, _ in rows)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError("an item of the dataset must be ((domain tokens, True), (general tokens, "
-                         f"False)), not {str(pairs[0])[:80]}") from error
+                         f"False)) or ((tokens, flag),), not {str(pairs[0])[:80]}") from error
     tokens, mask = torch.zeros(2, len(rows), longest, dtype=torch.int64)
     for i, (row, _) in enumerate(rows):
         tokens[i, :len(row)], mask[i, :len(row)] = row, 1
@@ -51,6 +51,8 @@ class MolTrainer(Trainer):
 
     def __init__(self, *arguments, base=None, direction="reverse", strength=1.0, chunk=None,
                  **more):
+        if len(arguments) < 3:
+            more.setdefault("data_collator", collate)
         super().__init__(*arguments, **more)
         self.refuse_what_is_wrong(base)
         self.base = base.to(self.args.device).requires_grad_(False).eval() if base else None
@@ -68,21 +70,24 @@ class MolTrainer(Trainer):
         with torch.no_grad():
             _, _, kl = self.mixture(self.model.eval(), self._prepare_inputs(row))
         if not base and kl > 1e-4:
-            raise ValueError(f"with its adapters off the model is another one (KL {kl:.2g}): give "
-                             "the model before any training as base=")
+            raise ValueError(f"the adapters already change the model (KL {kl:.2g}). To go on with "
+                             "them use train(resume_from_checkpoint=...), or give the original "
+                             "model as base=")
 
     def refuse_what_is_wrong(self, base):
         args, model, pairs = self.args, self.model, self.train_dataset
         batch = args.train_batch_size * args.world_size
         adapters = getattr(model, "peft_config", {}).values()
+        shared = base and set(map(id, model.parameters())) & set(map(id, base.parameters()))
         for is_wrong, needed in [
-                (hasattr(pairs, "__len__") and len(pairs) < batch, f"{batch} pairs, one batch"),
+                (hasattr(pairs, "__len__") and len(pairs) < batch,
+                 f"{batch} pairs, one batch; there are only {len(pairs or ())}"),
                 (args.label_smoothing_factor, "label_smoothing_factor=0"),
                 (getattr(args, "train_sampling_strategy", "") == "group_by_length",
                  "another train_sampling_strategy: a pair of rows has no length"),
                 (getattr(model.config, "output_router_logits", False),
                  "output_router_logits=False in the config of the model"),
-                (base is model, "base=copy.deepcopy(model), not the model that learns"),
+                (shared, "base=copy.deepcopy(model), made before adapters; it shares weights"),
                 (not base and not hasattr(model, "disable_adapter"),
                  "base=copy.deepcopy(model), or adapters of peft.get_peft_model"),
                 (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
@@ -102,7 +107,7 @@ class MolTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "is_domain" not in inputs:
-            raise ValueError("a batch has no is_domain: give MolTrainer the collate of this file")
+            raise ValueError("a batch has no is_domain: use the collate of this file, or add it")
         with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
             loss, ce, kl = self.mixture(model, inputs)
         if model.training:
@@ -119,7 +124,10 @@ class MolTrainer(Trainer):
         super().log(logs, *more)
 
     def mixture(self, model, inputs):
-        tokens, mask = inputs["input_ids"], inputs["attention_mask"].bool()  # (B, T)
+        tokens = inputs["input_ids"]  # (B, T)
+        mask = inputs.get("attention_mask", torch.ones_like(tokens)).bool()
+        if "position_ids" in inputs and not mask.all():
+            raise ValueError("position_ids need rows without padding, or the model ignores them")
         is_domain = inputs["is_domain"].bool()  # (B,)
         # A position has a target if it and the next one are tokens. Padding may be on the left.
         is_target = mask[:, :-1] & mask[:, 1:]

@@ -187,6 +187,9 @@ def test_documents_in_one_row_are_apart_if_their_positions_begin_again(tmp_path)
         nats = [len(row[1:]) * by_hand(model, base, collate([((row, is_domain),)]))
                 for row, _ in documents]
         torch.testing.assert_close(part, sum(nats) / (~starts).sum() / 2)
+    batch["attention_mask"][0, -1] = 0
+    with pytest.raises(ValueError, match="rows without padding"):
+        trainer(tmp_path, model, base=base).mixture(model, batch)
 
 
 @pytest.mark.parametrize("rows, collator", [
@@ -195,7 +198,7 @@ def test_documents_in_one_row_are_apart_if_their_positions_begin_again(tmp_path)
     ([{"input_ids": [1, 2], "labels": [1, 2]}] * 4, default_data_collator)],
     ids=["dicts", "no pairs", "no flags", "default collator"])
 def test_other_rows_are_refused_with_what_a_row_is(rows, collator, tmp_path):
-    with pytest.raises(ValueError, match="an item of the dataset must be|the collate of this file"):
+    with pytest.raises(ValueError, match="an item of the dataset must be|a batch has no is_domain"):
         trainer(tmp_path, llama(), rows, llama(1), options={"data_collator": collator}).train()
 
 
@@ -216,16 +219,18 @@ def with_lora(trained=False, **more):
 
 @pytest.mark.parametrize("made, told", [
     (lambda _: (llama(), None), "base=copy.deepcopy"),
-    (lambda _: (model := llama(), model), "not the model that learns"),
-    (lambda _: (with_lora(trained=True), None), "another one"),
-    (lambda _: (with_lora(init_lora_weights="pissa"), None), "another one"),
-    (lambda _: (with_lora(init_lora_weights="olora"), None), "another one"),
+    (lambda _: (model := llama(), model), "it shares weights"),
+    (lambda _: (get_peft_model(model := llama(), LoraConfig(target_modules=["q_proj"])), model),
+     "it shares weights"),
+    (lambda _: (with_lora(trained=True), None), "already change the model"),
+    (lambda _: (with_lora(init_lora_weights="pissa"), None), "already change the model"),
+    (lambda _: (with_lora(init_lora_weights="olora"), None), "already change the model"),
     (lambda _: (with_lora(bias="lora_only"), None), "bias='none'"),
     (from_checkpoint, "the original model as base"),
     (lambda _: (llama(), tiny("GPT2", vocab_size=60)), "logits have shape"),
     (lambda _: (tiny("Mixtral", output_router_logits=True), tiny("Mixtral")),
      "output_router_logits=False")],
-    ids=["none", "the model", "trained adapters", "pissa", "olora", "bias", "checkpoint",
+    ids=["none", "the model", "the model of the adapters", "trained adapters", "pissa", "olora", "bias", "checkpoint",
          "another vocabulary", "router"])
 def test_a_wrong_base_or_model_is_refused_at_once(made, told, tmp_path):
     model, base = made(tmp_path)
@@ -537,7 +542,8 @@ def test_rows_and_questions_have_the_start_token_of_the_tokenizer(has_start, fol
     save_llama(folder / "other", 301)
     model = AutoModelForCausalLM.from_pretrained(folder / "other").eval()
     options, texts = ("b", "longer", "c d e", "another one"), [text, "other", "a", "and a last"]
-    found = real.probabilities(model, tokenizer, texts, [options] * 4)
+    found = real.probabilities(model, tokenizer, [
+        real.Question("", "", text, options) for text in texts])
     for text, probabilities in zip(texts, found):
         tokens = [start] * has_start + tokenizer.encode(text, add_special_tokens=False)
         nats = []
@@ -625,7 +631,7 @@ def test_a_missing_package_is_named(missing, folder, tmp_path, experiment, monke
 # --- the example ---------------------------------------------------------------------------------
 
 def test_the_example_trains_merges_and_continues(folder, tmp_path):
-    for name, words in (("domain", 900), ("general", 400)):
+    for name, words in (("domain", 900), ("general", 400), ("little", 9)):
         (tmp_path / name).mkdir()
         for file in "ab":
             (tmp_path / name / f"{file}.txt").write_text(f"{name} text with words. " * words)
@@ -636,5 +642,9 @@ def test_the_example_trains_merges_and_continues(folder, tmp_path):
                      for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert "eval_domain_loss" in first.stdout and "eval_general_loss" in first.stdout
+    assert "begins" in first.stdout and "continues from" in second.stdout
     assert "'kl'" in first.stdout and "'kl'" not in second.stdout  # it had nothing left to do
+    arguments[-3] = tmp_path / "little"
+    too_little = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert too_little.returncode == 1 and "4096 are needed" in too_little.stderr
     AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
