@@ -46,7 +46,7 @@ class MolTrainer(Trainer):
     options    direction, strength and chunk, see losses.mixture_from_hidden
 
     The loss of a step is the mean over its sequences, also over micro-batches and processes. Raises
-    ValueError for what would make the loss wrong.
+    ValueError for settings that would make the loss wrong.
     """
 
     def __init__(self, *arguments, base=None, direction="reverse", strength=1.0, chunk=None,
@@ -69,7 +69,7 @@ class MolTrainer(Trainer):
         row = collate([((range(16), False),)])
         with torch.no_grad():
             _, _, kl = self.mixture(self.model.eval(), self._prepare_inputs(row))
-        if not base and kl > 1e-4:
+        if not base and kl > 1e-2:
             raise ValueError(f"the adapters already change the model (KL {kl:.2g}). To go on with "
                              "them use train(resume_from_checkpoint=...), or give the original "
                              "model as base=")
@@ -77,20 +77,22 @@ class MolTrainer(Trainer):
     def refuse_what_is_wrong(self, base):
         args, model, pairs = self.args, self.model, self.train_dataset
         batch = args.train_batch_size * args.world_size
-        adapters = getattr(model, "peft_config", {}).values()
-        shared = base and set(map(id, model.parameters())) & set(map(id, base.parameters()))
+        adapters = [vars(config) for config in getattr(model, "peft_config", {}).values()]
+        shared = base and {*map(id, model.parameters())} & {*map(id, base.parameters())}
         for is_wrong, needed in [
                 (hasattr(pairs, "__len__") and len(pairs) < batch,
                  f"{batch} pairs, one batch; there are only {len(pairs or ())}"),
+                (args.n_gpu > 1, "one GPU per process: CUDA_VISIBLE_DEVICES=0, or torchrun"),
                 (args.label_smoothing_factor, "label_smoothing_factor=0"),
+                (self.compute_loss_func or self.compute_metrics or self.model_init,
+                 "no compute_loss_func, compute_metrics or model_init"),
                 (getattr(args, "train_sampling_strategy", "") == "group_by_length",
-                 "another train_sampling_strategy: a pair of rows has no length"),
+                 "rows in any order: a pair of rows has no length to group by"),
                 (getattr(model.config, "output_router_logits", False),
                  "output_router_logits=False in the config of the model"),
                 (shared, "base=copy.deepcopy(model), made before adapters; it shares weights"),
-                (not base and not hasattr(model, "disable_adapter"),
-                 "base=copy.deepcopy(model), or adapters of peft.get_peft_model"),
-                (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
+                (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
+                (not base and any(a.get("bias", "none") != "none" for a in adapters),
                  "adapters with bias='none', or a base: the biases would change the base"),
                 (base and Path(base.name_or_path, "trainer_state.json").exists(),
                  "the original model as base; to go on from a checkpoint use "
@@ -120,6 +122,7 @@ class MolTrainer(Trainer):
         if "loss" in logs:
             ce, kl, domain, general = self.accelerator.reduce(self.sums).tolist()
             logs |= {"ce": ce / max(domain, 1), "kl": kl / max(general, 1)}
+        if "loss" in logs or "train_loss" in logs:
             self.sums.zero_()
         super().log(logs, *more)
 
@@ -152,18 +155,16 @@ def hidden_and_head(model, head, tokens, mask, positions):
     DDP needs a call of the whole model. A hook keeps the input of the head and shows the head one
     position only. If the head is None: the logits, and a head that does nothing.
     """
-    plain = extract_model_from_parallel(model)  # without DDP, and then without adapters
+    plain = extract_model_from_parallel(model, keep_torch_compile=False)  # and without adapters:
     plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
     more = {} if mask.all() else {"attention_mask": mask.long()}
     if "position_ids" in inspect.signature(plain.forward).parameters:
         more["position_ids"] = positions
     kept = []
-    if head:
-        hook = plain.get_output_embeddings().register_forward_pre_hook(
-            lambda module, inputs: kept.append(inputs[0]) or (inputs[0][:, -1:],))
-    logits = model(input_ids=tokens, use_cache=False, **more).logits
-    if head:
-        hook.remove()
+    with plain.get_output_embeddings().register_forward_pre_hook(
+            lambda module, inputs: kept.append(inputs[0]) or (inputs[0][:, -1:],)
+            ) if head else nullcontext():
+        logits = model(input_ids=tokens, use_cache=False, **more).logits
     return (kept[0] if head else logits)[:, :-1], head or torch.nn.Identity()
 
 
@@ -181,10 +182,8 @@ def head_of(model):
 
     # Is that all? Try it with large logits in place of those of the head.
     large = torch.linspace(-100, 100, len(head.weight), device=model.device, dtype=model.dtype)
-    hook = head.register_forward_hook(lambda module, inputs, logits: large.expand_as(logits))
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    with torch.no_grad():
+    with torch.no_grad(), head.register_forward_hook(lambda _, x, logits: large.expand_as(logits)):
         logits = model(input_ids=token, use_cache=False).logits
-    hook.remove()
     is_all = torch.allclose(logits[0, 0].float(), after(large).float(), rtol=1e-2, atol=1e-2)
     return (lambda x: after(head(x))) if is_all and type(head) is torch.nn.Linear else None

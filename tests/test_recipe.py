@@ -129,6 +129,7 @@ def test_evaluation_has_the_same_loss(name, tmp_path):
     model, base = MODELS[name](0), MODELS[name](1)
     the_trainer = trainer(tmp_path, model, base=base, per_device_eval_batch_size=2)
     pairs = pairs_of_rows(5, seed=3)
+    the_trainer.get_train_dataloader()
     loss = the_trainer.evaluate(pairs)["eval_loss"]
     model.eval(), base.eval()
     assert loss == pytest.approx(by_hand(model, base, collate(pairs)).item(), rel=1e-5)
@@ -230,8 +231,8 @@ def with_lora(trained=False, **more):
     (lambda _: (llama(), tiny("GPT2", vocab_size=60)), "logits have shape"),
     (lambda _: (tiny("Mixtral", output_router_logits=True), tiny("Mixtral")),
      "output_router_logits=False")],
-    ids=["none", "the model", "the model of the adapters", "trained adapters", "pissa", "olora", "bias", "checkpoint",
-         "another vocabulary", "router"])
+    ids=["none", "the model", "the model of the adapters", "trained adapters", "pissa", "olora",
+         "bias", "checkpoint", "another vocabulary", "router"])
 def test_a_wrong_base_or_model_is_refused_at_once(made, told, tmp_path):
     model, base = made(tmp_path)
     with pytest.raises(ValueError, match=told):
@@ -240,10 +241,13 @@ def test_a_wrong_base_or_model_is_refused_at_once(made, told, tmp_path):
 
 @pytest.mark.parametrize("more, told", [
     ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0"),
-    ({"train_sampling_strategy": "group_by_length"}, "another train_sampling_strategy")])
+    ({"train_sampling_strategy": "group_by_length"}, "rows in any order"),
+    ({"options": {"compute_loss_func": print}}, "no compute_loss_func"),
+    ({"options": {"compute_metrics": print}}, "no compute_loss_func, compute_metrics"),
+    ({"options": {"model_init": lambda: llama()}, "model": None}, "or model_init")])
 def test_settings_that_mol_has_no_use_for_are_refused(more, told, tmp_path):
     with pytest.raises(ValueError, match=told):
-        trainer(tmp_path, llama(), base=llama(1), **more)
+        trainer(tmp_path, **{"model": llama(), "base": llama(1), **more})
 
 
 @pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])
@@ -403,6 +407,29 @@ def test_weights_that_are_not_numbers_are_not_refused_as_another_head(tmp_path):
     assert loss.isnan()
 
 
+def test_a_compiled_model_gets_the_positions(tmp_path):
+    """Learned positions and padding on the left. The backend makes no code, which takes long."""
+    model, base = gpt2(0).eval(), gpt2(1).eval()
+    the_trainer = trainer(tmp_path, model, base=base, torch_compile_backend="eager")
+    batch = padded_with_the_end_token(collate(pairs_of_rows(2)), "left")
+    compiled = the_trainer.accelerator.prepare(model)
+    assert compiled is not model
+    torch.testing.assert_close(the_trainer.compute_loss(compiled, batch),
+                               by_hand(model, base, batch))
+
+
+def test_no_hook_stays_if_a_forward_pass_fails(tmp_path):
+    model, batch = llama(0).eval(), collate(pairs_of_rows(2))
+    the_trainer, forward = trainer(tmp_path, model, base=llama(1)), model.model.forward
+    expected = the_trainer.compute_loss(model, batch)
+    model.model.forward = None
+    with pytest.raises(TypeError):
+        the_trainer.compute_loss(model, batch)
+    model.model.forward = forward
+    assert the_trainer.compute_loss(model, batch) == expected
+    assert model(batch["input_ids"]).logits.shape[1] == batch["input_ids"].shape[1]
+
+
 def test_the_base_has_the_same_autocast_as_the_model(tmp_path):
     """With the same weights the KL is 0, in bfloat16 too."""
     model = llama(0)
@@ -417,12 +444,14 @@ def test_the_base_has_the_same_autocast_as_the_model(tmp_path):
 
 
 def one_step(folder, rows, micro):
-    """A step on eight rows, shared by all processes -> its gradients."""
+    """A step on eight rows, shared by all processes -> its gradients and the logged losses."""
     pairs = pairs_of_rows(8)
     if rows == "uneven":  # of two processes, the second has every general row
         pairs = [(a, a) if i % 4 < 2 else (b, b) for i, (a, b) in enumerate(pairs)]
-    return gradients(trainer(folder, llama(0), pairs, base=llama(1), micro=micro,
-                             train_sampling_strategy="sequential"))
+    the_trainer = trainer(folder, llama(0), pairs, base=llama(1), micro=micro, logging_steps=1,
+                          train_sampling_strategy="sequential")
+    found, log = gradients(the_trainer), the_trainer.state.log_history[0]
+    return found | {name: torch.tensor(log[name]) for name in ("ce", "kl")}
 
 
 PROCESS = """
