@@ -55,7 +55,9 @@ class MolTrainer(Trainer):
             more.setdefault("data_collator", collate)
         super().__init__(*arguments, **more)
         self.refuse_what_is_wrong(base)
-        self.base = base.to(self.args.device).requires_grad_(False).eval() if base else None
+        if base and base.device != self.args.device:  # a base in 8 bit cannot be moved
+            base = base.to(self.args.device)
+        self.base = base.requires_grad_(False).eval() if base else None
         self.options = {"direction": direction, "strength": strength, "chunk": chunk}
         self.head = head_of(self.model)
         self.base_head = head_of(base) if base else self.head
