@@ -148,13 +148,13 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
                         direction="reverse", strength=1.0, chunk=None):
     """mixture_of_losses from the last hidden states -> the same three scalars, same gradients.
 
-    hidden       (B, T, C)  of the model; its head turns them into logits
+    hidden       (B, T, C)  the input of the model's head, for the same positions as the targets
     head         (V, C)     the weight of the head; logits = hidden @ head.T. Or a function from
                             (N, C) to logits (N, V), for a head with a bias or a soft cap
     base_hidden  (G, T, C') of the frozen base, for the G general rows; None if G = 0
     base_head    (V, C')    the weight of the base's head, or a function
-    chunk                   how many tokens have logits in memory at a time; None: as many as have
-                            16 million logits, for example 64 with a vocabulary of 262,144
+    chunk                   how many tokens have logits in memory at a time; None: 16 million
+                            logits, which are 64 tokens with a vocabulary of 262,144
 
     With a vocabulary of 150,000 the logits of 4,096 tokens take 2.5 GB in float32, and
     mixture_of_losses holds about five tensors of that size. This function computes the logits of

@@ -42,10 +42,10 @@ def rows_of(folder, length=512):
 # If there are fewer general rows than domain rows they are used again; if more, not all are used.
 pairs = [((d, True), (g, False)) for d, g in zip(domain, cycle(general))]
 held_out = {"domain": [((row, True),) for row in held_domain],  # eval_domain_loss: CE
-            "general": [((row, False),) for row in held_general]}  # eval_general_loss: KL
+            "general": [((row, False),) for row in held_general]}  # eval_general_loss: strength * KL
 
-# With adapters the base needs no memory. To train all weights: leave out the next line, give
-# base=copy.deepcopy(model) to MolTrainer, and take a tenth of the learning rate.
+# With adapters the base needs no memory. To train all weights: remove the next line and
+# merge_and_unload, give base=copy.deepcopy(model) to MolTrainer, and use learning_rate=1e-4.
 model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear"))
 args = TrainingArguments(
     out, num_train_epochs=3, per_device_train_batch_size=4, learning_rate=1e-3, warmup_steps=10,

