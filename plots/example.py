@@ -41,8 +41,8 @@ def rows_of(folder, length=512):
 (domain, held_domain), (general, held_general) = rows_of(domain), rows_of(general)
 # If there are fewer general rows than domain rows they are used again; if more, not all are used.
 pairs = [((d, True), (g, False)) for d, g in zip(domain, cycle(general))]
-held_out = {"domain": [((row, True),) for row in held_domain],  # eval_domain_loss: CE
-            "general": [((row, False),) for row in held_general]}  # eval_general_loss: strength * KL
+held_out = {"domain": [((row, True),) for row in held_domain],  # its loss is the CE
+            "general": [((row, False),) for row in held_general]}  # strength * KL
 
 # With adapters the base needs no memory. To train all weights: remove the next line and
 # merge_and_unload, give base=copy.deepcopy(model) to MolTrainer, and use learning_rate=1e-4.

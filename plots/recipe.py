@@ -5,8 +5,9 @@
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
     MolTrainer(model, TrainingArguments(..., bf16=True), collate, pairs, base=base).train()
 
-Load the weights in float32: in bfloat16 they lose small updates. example.py is a complete program. recipe.md tells how to choose the settings, how to save memory,
-what several processes need, and which versions and models were tested.
+Load the weights in float32: in bfloat16 they lose small updates. example.py is a complete program.
+recipe.md tells how to choose the settings, how to save memory, what several processes need, and
+which versions and models were tested.
 """
 
 import inspect
