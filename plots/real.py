@@ -361,7 +361,7 @@ def search(method, rates, **settings):
 FULL, LORA = (3e-4, 1e-3, 1e-4), (3e-3, 1e-2, 1e-3)
 SEARCHES = {
     "ce": search("ce", FULL),
-    "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.5, 0.25, 0.75)],
+    "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.75, 0.5, 0.25)],
     "replay": search("replay", FULL),
     "replay, own samples": search("replay", FULL, text="samples"),
     "replay, base's answers": search("replay", FULL, text="answers"),
@@ -470,24 +470,30 @@ def tell(results):
 
 
 def draw(results, picture, note):
-    figure, (axes,) = style.panels(1, 2, 11, 5, sharex=True)
+    figure, (axes,) = style.panels(1, 2, 11, 4.6, sharex=True, sharey=True)
     searched, lines = made(results, SEARCH), made(results, RUNS)
     for panel, title in zip(axes, ("stated", "never stated")):
-        for label, seeds in {"base": [next(iter(lines.values()))[0][:1]], **lines}.items():
-            (x, *of_x), (y, *of_y) = (interval(seeds, *SCORES[name]) for name in ("domain", title))
-            colour, others = style.colour_of(label), sorted(
-                tuple(mean(scores(rows, *SCORES[name])) for name in ("domain", title))
-                for (name, _), (rows,) in searched.items() if name == label)
-            panel.plot(*zip(*others), color=colour, alpha=0.4, marker=".")
+        names = "domain", title
+        base = mean(scores(next(iter(lines.values()))[0][:1], *SCORES[title]))
+        panel.axhline(base, color=style.COLOURS["base"], ls=":")
+        last = {"base": (style.COLOURS["base"], base)}
+        for label, seeds in lines.items():
+            (x, *of_x), (y, *of_y) = (interval(seeds, *SCORES[name]) for name in names)
+            colour = style.colour_of(label)
+            others = sorted(tuple(mean(scores(rows, *SCORES[name])) for name in names)
+                            for (name, _), (rows,) in searched.items() if name == label)
+            panel.plot(*zip(*others), color=colour, alpha=0.3, marker=".")
             panel.hlines(y, *of_x, color=colour, lw=1)
             panel.vlines(x, *of_y, color=colour, lw=1)
-            panel.plot(x, y, color=colour, marker="o", ms=7)
-            panel.annotate(label, (x, y), (6, 5), textcoords="offset points", color=colour,
-                           fontsize=9)
+            panel.plot(x, y, color=colour, marker="o", ms=9, mew=2,
+                       mfc=colour if label in ("ce", "replay", "mol") else "white")
+            last[label] = colour, y
         panel.set(title=f"{title} in the general text", xlabel="domain: right answers, %")
-    axes[0].set_ylabel("general questions: right answers, %")
-    style.save(figure, picture, "On SmolLM2", f"{note.partition(',')[0]}, 95% intervals over "
-               "questions and seeds; small dots: other settings, seed 0")
+    style.label_ends(axes[1], last, apart=0.06)
+    axes[0].set_ylabel("general questions:\nright answers, %")
+    style.save(figure, picture, "On SmolLM2 ce forgets the most where the general text is silent",
+               f"{note.partition(',')[0]}, 95% intervals over questions and seeds; hollow: "
+               "variants; small dots: other settings, seed 0; dotted: the base")
 
 
 if __name__ == "__main__":
