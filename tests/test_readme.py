@@ -20,9 +20,6 @@ FRONT, RESULTS = "README.md", "plots/README.md"
 LOSS, KL = "domain_loss", "kl_to_base"
 
 
-# Those of real.py whose three settings have run so far.
-REAL_LABELS = [label for label, found in real.SEARCHES.items() if all(
-    runs.identity_of(run, real.Settings(), 0) in LINES["real"] for run in found)]
 FEW = {budget: 3, scale: 3, real: 1}  # the seeds of the experiments with fewer than five
 
 
@@ -277,10 +274,10 @@ CLAIMS = [
     # real
     *((RESULTS, f"|{label}|" + "{:.0f} ({:.0f}-{:.0f})|" * 5,
        [number for title in real.SCORES for number in answers(label, title)])
-      for label in ("base", *REAL_LABELS)),
+      for label in ("base", *real.RUNS)),
     *((RESULTS, "|{:.2f}|{:.2f}|{:.2f}|",
        [value(real, label, key) for key in ("prose_loss", "code_loss", "kl_to_base")])
-      for label in REAL_LABELS),
+      for label in real.RUNS),
     # rivals
     *((RESULTS, f"|{label}|{{:.0f}}|{{:.0f}}|{{:.2f}}|{{:.2f}}|",
        [value(rivals, run, what) for what in (kept, learnt, KL, LOSS)])

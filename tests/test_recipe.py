@@ -520,9 +520,11 @@ def experiment(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(real, "manual", lambda: [text[:20_000] for text in manual])
     monkeypatch.setattr(real, "countries", lambda: dict([*countries.items()][:10]))
 
-    def program(*arguments, kept=lambda label: True):
+    def program(*arguments):
         output, errors = io.StringIO(), io.StringIO()
-        some = {label: run for label, run in (real.SEARCH | real.RUNS).items() if kept(label)}
+        some = real.SEARCH | real.RUNS | {
+            text: real.search("mol", (1e-3,), text=text)[0] for text in ("wrong", "answers")} | {
+            "lora": real.search("mol", (1e-3,), lora_rank=2)[0]}
         with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
             runs.main("real", some, real.draw, real.__doc__, real.tell, real.Settings(), real.make,
                       ("general", "domain"),
@@ -534,10 +536,10 @@ def experiment(monkeypatch, tmp_path_factory):
 def test_all_runs_on_a_tiny_model(folder, tmp_path, experiment):
     arguments = "--model", folder, "--seed", 3, "--out", tmp_path
     _, output, _ = experiment(*arguments, "--methods", "mol")
-    assert "10 runs, 10 to make" in output and "| mol " in output and "| ce " not in output
+    assert "9 runs, 9 to make" in output and "| mol " in output and "| ce " not in output
     code, output, _ = experiment(*arguments)
-    count = len({str((run.method, run.settings)) for run in real.SEARCH.values()})
-    assert code == 0 and f"{count} runs, {count - 10} to make" in output
+    count = len(real.SEARCH) + 3
+    assert code == 0 and f"{count} runs, {count - 9} to make" in output
     assert (tmp_path / "real.png").stat().st_size > 10_000
     lines = [*runs.read_runs(tmp_path / "runs.jsonl", real.Settings()).values()]
     assert len(lines) == count and len({line["base"] for line in lines}) == 1
