@@ -133,7 +133,8 @@ class MolTrainer(Trainer):
         tokens = inputs["input_ids"]  # (B, T)
         mask = inputs.get("attention_mask", torch.ones_like(tokens)).bool()
         if "position_ids" in inputs and not mask.all():
-            raise ValueError("position_ids need rows without padding, or the model ignores them")
+            raise ValueError("position_ids need rows without padding: with an attention mask the "
+                             "documents of a row are not kept apart")
         is_domain = inputs["is_domain"].bool()  # (B,)
         # A position has a target if it and the next one are tokens. Padding may be on the left.
         is_target = mask[:, :-1] & mask[:, 1:]
