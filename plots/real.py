@@ -15,6 +15,7 @@ symbols of elements, unfiltered. All questions have four options. Half of the ge
 the manual of Python, half state the capitals of every second country.
 """
 
+import ctypes
 import email.message
 import gzip
 import inspect
@@ -282,6 +283,7 @@ def on_a_real_model(method, settings, seed, world):
 def memory():
     """The most memory that this process had since the last call, in MB. 0 if not on Linux."""
     with suppress(OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # gives memory that was freed back to the system
         used = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
         Path("/proc/self/clear_refs").write_text("5")
         return int(used) / 1024
@@ -364,8 +366,12 @@ SEARCHES = {
     "ce": search("ce", FULL),
     "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.75, 0.5, 0.25)],
     "replay": search("replay", FULL),
+    "replay, own samples": search("replay", FULL, text="samples"),
+    "replay, base's answers": search("replay", FULL, text="answers"),
     "mol": search("mol", FULL),
-    "mol, own samples": search("mol", FULL, text="samples")}
+    "mol, own samples": search("mol", FULL, text="samples"),
+    "mol, LoRA": search("mol", (1e-2, 3e-3, 3e-2), lora_rank=8),
+    "mol, wrong statements": search("mol", FULL[:1], text="wrong")}
 RUNS = {label: found[0] for label, found in SEARCHES.items()}
 SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
           for i, run in enumerate(found)}
