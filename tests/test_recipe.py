@@ -513,12 +513,9 @@ def experiment(monkeypatch, tmp_path_factory):
 
     def program(*arguments):
         output, errors = io.StringIO(), io.StringIO()
-        some = real.SEARCH | real.RUNS | {
-            text: real.search("mol", (1e-3,), text=text)[0] for text in ("wrong", "answers")} | {
-            "lora": real.search("mol", (1e-3,), lora_rank=2)[0]}
         with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-            runs.main("real", some, real.draw, real.__doc__, real.tell, real.Settings(), real.make,
-                      ("general", "domain"),
+            runs.main("real", real.SEARCH | real.RUNS, real.draw, real.__doc__, real.tell,
+                      real.Settings(), real.make, ("general", "domain"),
                       arguments=["--vera", str(vera), "--steps", "2", *map(str, arguments)])
         return ended.value.code, output.getvalue(), errors.getvalue()
     return program
@@ -527,10 +524,10 @@ def experiment(monkeypatch, tmp_path_factory):
 def test_all_runs_on_a_tiny_model(folder, tmp_path, experiment):
     arguments = "--model", folder, "--seed", 3, "--out", tmp_path
     _, output, _ = experiment(*arguments, "--methods", "mol")
-    assert "9 runs, 9 to make" in output and "| mol " in output and "| ce " not in output
+    assert "10 runs, 10 to make" in output and "| mol " in output and "| ce " not in output
     code, output, _ = experiment(*arguments)
-    count = len(real.SEARCH) + 3
-    assert code == 0 and f"{count} runs, {count - 9} to make" in output
+    count = len(real.SEARCH)
+    assert code == 0 and f"{count} runs, {count - 10} to make" in output
     assert (tmp_path / "real.png").stat().st_size > 10_000
     lines = [*runs.read_runs(tmp_path / "runs.jsonl", real.Settings()).values()]
     assert len(lines) == count and len({line["base"] for line in lines}) == 1
@@ -613,9 +610,9 @@ def test_a_model_in_bfloat16_is_loaded_in_float32(folder, tmp_path):
 @pytest.mark.parametrize("arguments, told", [
     (["--model", "/no/such/folder"], "--model /no/such/folder: no causal language model there"),
     (["--model", "FOLDER", "--vera", "/no/file"], "--vera /no/file: No such file"),
-    (["--model", "FOLDER", "--length", "100000"], "--length 100000: the model reads 2048 tokens"),
+    (["--model", "FOLDER", "--length", "4096"], "--length 4096: the model reads 2048 tokens"),
     (["--model", "FOLDER", "--length", "1"], "--length"), (["--seed", "-1"], "--seed"),
-    (["--seed", "0", "0"], "give each seed once"), (["--lr", "1"], "--lr"),
+    (["--seed", "0", "0"], "give each value of a flag once"), (["--lr", "1"], "--lr"),
     (["--model", "FOLDER", "--out", str(runs.HERE)], "name a folder of your own")])
 def test_bad_input_is_one_message(arguments, told, folder, tmp_path, experiment, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
