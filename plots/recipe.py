@@ -160,7 +160,7 @@ def hidden_and_head(model, head, tokens, mask, positions):
 
 
 def head_of(model):
-    """The head of the model, or None if its output are not yet the logits, as with a soft cap."""
+    """The model's head, or None if the model changes its output, for example with a soft cap."""
     head = model.get_output_embeddings()
     # The model gets large outputs in place of those of its head. Does it return them unchanged?
     given = torch.linspace(-100, 100, len(head.weight), device=model.device, dtype=model.dtype)

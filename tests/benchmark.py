@@ -5,6 +5,7 @@
     python tests/benchmark.py --methods             those of plots/: step, memory, preparation
     python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
                                                     large vocabulary: memory and time
+    python tests/benchmark.py --real                memory of the methods of plots/real.py
     python tests/benchmark.py --bases               SmolLM2 with a base in fewer bits; needs the
                                                     packages of plots/real.py and bitsandbytes
 
@@ -13,15 +14,19 @@ Steps of all kinds take turns, so that other programs on the machine slow them a
 
 import copy
 import email.message
+import gc
 import importlib.util
 import inspect
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import torch
 
@@ -114,6 +119,35 @@ def memory():
         print(f"hidden states / logits: memory {ratios[0]:.3f}, time {ratios[1]:.2f}", flush=True)
 
 
+def measure_real(label):
+    """Print the MB of a training: weights, gradients, optimizer, activations and mol's base."""
+    from plots import real
+
+    def memory(which):
+        return int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    run, (model, tokenizer) = real.RUNS[label], real.load("")
+    settings = replace(real.Settings(), steps=4, **run.settings)
+    rows = real.pieces(real.manual()[0], tokenizer, settings.length, 4 * settings.pairs)
+    world = SimpleNamespace(model=model, tokenizer=tokenizer, texts={settings.text: rows},
+                            facts={"ABR": ("Available Bit Rate",)})
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    start = memory("VmRSS")
+    real.taught(run.method, settings, 0, world)
+    needs_base = run.method == "mol" and not settings.lora_rank
+    print(memory("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20)
+
+
+def on_real():
+    from plots import real
+    for label in real.RUNS:
+        command = [sys.executable, "-W", "ignore", __file__, "--measure-real", label]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                 text=True, check=True).stdout
+        print(f"{label:24} {float(printed.splitlines()[-1]):,.0f} MB", flush=True)
+
+
 def bases(steps=16):
     """Each base's size, its KL to the base in float32, and that of a model trained with it."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
@@ -133,7 +167,7 @@ def bases(steps=16):
         logits, base_logits = (m(input_ids=tokens).logits.float() for m in (other, model))
         return losses.kl_divergence(logits, base_logits).mean()
 
-    plain = real.clone(model)
+    plain = copy.deepcopy(model)
     del plain.config.quantization_config  # it is that of the .gguf file
     with tempfile.TemporaryDirectory() as folder:
         plain.save_pretrained(folder)
@@ -143,7 +177,7 @@ def bases(steps=16):
                 "4 bit": {"quantization_config": BitsAndBytesConfig(
                     load_in_4bit=True, bnb_4bit_quant_type="nf4")}}.items():
             base = AutoModelForCausalLM.from_pretrained(folder, **options)
-            trained = real.clone(plain)
+            trained = copy.deepcopy(plain)
             torch.manual_seed(0)
             MolTrainer(trained, TrainingArguments(
                 folder, max_steps=steps, per_device_train_batch_size=4, learning_rate=3e-4,
@@ -274,6 +308,10 @@ if __name__ == "__main__":
         measure_step(sys.argv[2])
     elif sys.argv[1:] == ["--bases"]:
         bases()
+    elif sys.argv[1:] == ["--real"]:
+        on_real()
+    elif sys.argv[1:2] == ["--measure-real"]:
+        measure_real(sys.argv[2])
     elif sys.argv[1:2] == ["--measure"]:
         measure(sys.argv[2], int(sys.argv[3]))
     else:

@@ -539,6 +539,9 @@ def test_all_runs_on_a_tiny_model(folder, tmp_path, experiment):
             every = sum(len(real.scores(rows, "plain", "dsn", "right", choice))
                         for choice in (True, False))
             assert every == len(before["kinds"]) == before["kinds"].count("d") + 2 * 10 + 118
+    of_share = [line["rows"][1]["kl_to_base"] for line in sorted(
+        lines, key=lambda line: line["settings"]["share"]) if line["settings"]["share"] < 1]
+    assert of_share == sorted(of_share) and len(of_share) == 3
     for label in real.RUNS:
         assert f"| {label} " in output
     assert f"{count} runs, 0 to make" in experiment(*arguments)[1]
@@ -572,6 +575,39 @@ def test_rows_and_questions_have_the_start_token_of_the_tokenizer(has_start, fol
             nats.append(sum(log_p[len(tokens) - 1 + i, token] for i, token in enumerate(answer)))
         torch.testing.assert_close(torch.tensor(probabilities), torch.stack(nats).softmax(0),
                                    atol=0.02, rtol=0)
+
+
+def test_a_chat_has_one_start_token(folder, monkeypatch):
+    """Also if both the tokenizer and its template add one."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, bos_token="<s>")
+    tokenizer.chat_template = "{{ bos_token }}user {{ messages[0].content }} assistant "
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    seen, probabilities = [], real.probabilities
+    monkeypatch.setattr(real, "probabilities", lambda model, tokenizer, asked: (
+        seen.extend(asked) or probabilities(model, tokenizer, asked)))
+    save_llama(folder / "chat", 301)
+    model = AutoModelForCausalLM.from_pretrained(folder / "chat").eval()
+    question = real.Question("stated", "What is b?", "b is", ("b", "c", "d", "e"))
+    real.test(model, model, tokenizer, [question], 32)
+    assert [question.begun for question in seen] == ["b is", "user What is b? assistant b is"]
+
+
+def test_the_general_texts(folder):
+    """Wrong text has other capitals. The base goes on after a start or after a quarter of a row."""
+    settings = real.Settings(steps=4, length=32)
+    model, tokenizer = real.load(folder)
+    texts = {text: real.general_rows(text, settings, model, tokenizer)
+             for text in ("right", "wrong", "samples", "answers")}
+    assert all(len(row) == 32 for rows in texts.values() for row in rows)
+    right, wrong = ("".join(map(tokenizer.decode, texts[text])) for text in ("right", "wrong"))
+    assert "Gabon is Libreville" in right and "Gabon is Lib" not in wrong and "Gabon is" in wrong
+    for before, after in zip(texts["right"], texts["answers"]):
+        assert after[:8] == before[:8] and after[8:] != before[8:]
+        best = model(torch.tensor([after])).logits[0].argmax(dim=-1).tolist()
+        assert best[7:-1] == after[8:]
+    assert {row[0] for row in texts["samples"]} == {tokenizer.eos_token_id}
+    assert len(set(map(tuple, texts["samples"]))) == 16
 
 
 def test_what_a_general_text_names_is_stated(monkeypatch):
