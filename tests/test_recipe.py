@@ -604,8 +604,9 @@ def test_the_general_texts(folder):
     assert "Gabon is Libreville" in right and "Gabon is Lib" not in wrong and "Gabon is" in wrong
     for before, after in zip(texts["right"], texts["answers"]):
         assert after[:8] == before[:8] and after[8:] != before[8:]
-        best = model(torch.tensor([after])).logits[0].argmax(dim=-1).tolist()
-        assert best[7:-1] == after[8:]
+        logits = model(torch.tensor([after])).logits[0]
+        logits[:, model.generation_config.eos_token_id] = -math.inf  # no answer ends early
+        assert logits.argmax(dim=-1).tolist()[7:-1] == after[8:]
     assert {row[0] for row in texts["samples"]} == {tokenizer.eos_token_id}
     assert len(set(map(tuple, texts["samples"]))) == 16
 
