@@ -26,7 +26,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -240,18 +240,17 @@ def taught(method, settings, seed, world):
     pairs = [pair[:1] for pair in pairs] if method == "ce" else pairs
 
     set_seed(seed)
-    base, rank = world.model, settings.lora_rank
+    base, r = world.model, settings.lora_rank
     model = copy.deepcopy(base).requires_grad_()  # the base is frozen
-    if rank:
-        model = get_peft_model(model, LoraConfig(
-            r=rank, lora_alpha=rank, target_modules="all-linear"))
+    if r:
+        model = get_peft_model(model, LoraConfig(r=r, lora_alpha=r, target_modules="all-linear"))
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder, max_steps=settings.steps, per_device_train_batch_size=settings.pairs,
             learning_rate=settings.lr, warmup_steps=settings.steps // 10, bf16=True, seed=seed,
             save_strategy="no", logging_strategy="no", report_to=[],
             use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
-        trainer = MolTrainer(model, args, collate, pairs, base=None if rank else base)
+        trainer = MolTrainer(model, args, collate, pairs, base=None if r else base)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
@@ -387,8 +386,9 @@ def make(jobs, path):
 SCORES = {"domain": ("plain", "d", "right"), "stated": ("plain", "s", "right"),
           "never stated": ("plain", "n", "right"), "p(right)": ("plain", "n", "probability"),
           "in a chat": ("chat", "sn", "right")}
-OTHERS = {"prose": ("prose_loss", 2), "code": ("code_loss", 2), "KL": ("kl_to_base", 2),
-          "s per step": ("seconds", 1), "preparation, s": ("preparation", 0)}
+OTHERS = {"prose": ("prose_loss", 2, mean), "code": ("code_loss", 2, mean),
+          "KL": ("kl_to_base", 2, mean), "s per step": ("seconds", 1, median),
+          "preparation, s": ("preparation", 0, median)}
 
 
 def scores(rows, where, kinds, what, choice=False):
@@ -398,9 +398,11 @@ def scores(rows, where, kinds, what, choice=False):
             if rows[0]["kinds"][i * apart] in kinds and (i * apart % 5 == 0) == choice]
 
 
-def interval(seeds, *which):
-    """The mean over seeds and questions, and its 95% interval by bootstrap over both."""
+def interval(seeds, *which, base=None):
+    """Mean over seeds and questions and 95% bootstrap interval; with a base: of the change."""
     values, rng = np.array([scores(rows, *which) for rows in seeds]), np.random.default_rng(0)
+    if base:
+        values -= scores(base, *which)
     means = [values[rng.integers(len(values), size=len(values))][
         :, rng.integers(values.shape[1], size=values.shape[1])].mean() for _ in range(1000)]
     return values.mean(), *np.quantile(means, (0.025, 0.975))
@@ -421,25 +423,27 @@ def tell(results):
     for label, seeds in lines.items():
         table.append([label, *("{:.0f} ({:.0f}-{:.0f})".format(*interval(seeds, *which))
                                if which[0] in seeds[0][-1] else "" for which in SCORES.values()),
-                      *(f"{mean(rows[-1].get(key, 0) for rows in seeds):.{digits}f}"
-                        for key, digits in OTHERS.values())])
+                      *(f"{middle(rows[-1].get(key, 0) for rows in seeds):.{digits}f}"
+                        for key, digits, middle in OTHERS.values())])
     return markdown(chosen) + "\n\n" + markdown(table)
 
 
 def draw(results, picture, note):
     figure, (axes,) = style.panels(1, 3, 10, 4.4, sharey=True)
     lines = made(results, RUNS)
+    axes[1].sharex(axes[2])
     for panel, title in zip(axes, ("domain", "stated", "never stated")):
-        base = next(iter(lines.values()))[0][:1]
-        panel.axvline(mean(scores(base, *SCORES[title])), color=style.COLOURS["base"], ls=":")
+        base = next(iter(lines.values()))[0][:1] if title != "domain" else None
         for y, (label, seeds) in enumerate(reversed(lines.items())):
-            middle, *ends = interval(seeds, *SCORES[title])
+            middle, *ends = interval(seeds, *SCORES[title], base=base)
             panel.hlines(y, *ends, color=style.colour_of(label), lw=2)
             panel.plot(middle, y, color=style.colour_of(label), marker="o", ms=7)
-        panel.set(title=title, xlabel="right answers, %")
+        panel.axvline(0, color="black", lw=1)
+        panel.set(title=title, xlabel="change to the base, points" if base else "right answers, %")
     panel.set_yticks(range(len(lines)), reversed(lines))
+    axes[0].set_xlim(0, 100)
     style.save(figure, picture, "On SmolLM2 ce forgets the most where the general text is silent",
-               f"{note.partition(',')[0]}, 95% intervals over questions and seeds; dotted: base")
+               f"{note.partition(',')[0]}, 95% intervals over questions and seeds")
 
 
 if __name__ == "__main__":

@@ -634,6 +634,8 @@ def test_the_interval_holds_questions_and_seeds():
     middle, low, high = real.interval([seed("10" * 100)], *which)
     assert middle == 50 and 40 < low < 45 and 55 < high < 60
     assert real.interval([seed("1" * 50), seed("0" * 50)], *which) == (50, 0, 100)
+    assert real.interval([seed("10" * 100)], *which, base=seed("00" * 100))[0] == 50
+    assert real.interval([seed("10" * 100)], *which, base=seed("10" * 100)) == (0, 0, 0)
     assert real.scores(seed("0111101111"), *which) == [100] * 8
     assert real.scores(seed("0111101111"), *which, choice=True) == [0, 0]
 
