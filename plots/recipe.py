@@ -6,8 +6,7 @@
     MolTrainer(model, TrainingArguments(..., bf16=True), collate, pairs, base=base).train()
 
 Load the weights in float32: in bfloat16 they lose small updates. example.py is a complete program.
-recipe.md tells how to choose the settings, how to save memory, what several processes need, and
-which versions and models were tested.
+recipe.md explains the settings, memory, several processes, and tested versions.
 """
 
 import inspect
@@ -41,11 +40,10 @@ def collate(pairs):
 
 
 class MolTrainer(Trainer):
-    """transformers.Trainer with MoL as its loss. It logs the mean CE and the mean KL.
+    """transformers.Trainer with MoL as its loss, and more arguments. It logs mean CE and mean KL.
 
     base                          the frozen model of the KL; None: the model without its adapters
     direction, strength, chunk    as in losses.mixture_from_hidden
-    arguments, named              as in Trainer
 
     The loss of a step is the mean over its micro-batches and processes. Raises ValueError for
     settings that would make the loss wrong.
