@@ -120,7 +120,7 @@ def memory():
 
 
 def measure_real(label):
-    """Print the MB of a training (weights, gradients, Adam, activations, mol's base), s per step."""
+    """Print the MB of a training (weights, gradients, Adam, activations, base) and s per step."""
     from plots import real
 
     def memory(which):
