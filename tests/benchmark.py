@@ -5,7 +5,7 @@
     python tests/benchmark.py --methods             those of plots/: step, memory, preparation
     python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
                                                     large vocabulary: memory and time
-    python tests/benchmark.py --real                memory and time of the methods of plots/real.py
+    python tests/benchmark.py --real                memory of the methods of plots/real.py
     python tests/benchmark.py --bases               SmolLM2 with a base in fewer bits; needs the
                                                     packages of plots/real.py and bitsandbytes
 
@@ -120,23 +120,23 @@ def memory():
 
 
 def measure_real(label):
-    """Print the MB of a training (weights, gradients, Adam, activations, base) and s per step."""
+    """Print the MB of a training: weights, gradients, Adam, activations and the base of mol."""
     from plots import real
 
     def memory(which):
         return int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
     run, (model, tokenizer) = real.RUNS[label], real.load("")
-    settings = replace(real.Settings(), steps=8, **run.settings)
-    rows = real.pieces(real.manual()[0], tokenizer, settings.length, 8 * settings.pairs)
+    settings = replace(real.Settings(), steps=4, **run.settings)
+    rows = real.pieces(real.manual()[0], tokenizer, settings.length, 4 * settings.pairs)
     world = SimpleNamespace(model=model, tokenizer=tokenizer, texts={settings.text: rows},
                             facts={"ABR": ("Available Bit Rate",)})
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     start = memory("VmRSS")
-    _, taken = real.taught(run.method, settings, 0, world)
+    real.taught(run.method, settings, 0, world)
     needs_base = run.method == "mol" and not settings.lora_rank
-    print(memory("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20, taken / 8)
+    print(memory("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20)
 
 
 def on_real():
@@ -145,8 +145,7 @@ def on_real():
         command = [sys.executable, "-W", "ignore", __file__, "--measure-real", label]
         printed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                  text=True, check=True).stdout
-        megabytes, taken = map(float, printed.splitlines()[-1].split())
-        print(f"{label:24} {megabytes:,.0f} MB, {taken:.1f} s per step", flush=True)
+        print(f"{label:24} {float(printed.splitlines()[-1]):,.0f} MB", flush=True)
 
 
 def bases(steps=16):
