@@ -648,7 +648,7 @@ def test_a_model_in_bfloat16_is_loaded_in_float32(folder, tmp_path):
 
 @pytest.mark.parametrize("arguments, told", [
     (["--model", "/no/such/folder"], "--model /no/such/folder: no causal language model there"),
-    (["--model", "FOLDER", "--vera", "/no/file"], "--vera /no/file: No such file"),
+    (["--model", "FOLDER", "--vera", "/no/file"], "--vera /no/file: [Errno 2] No such file"),
     (["--model", "FOLDER", "--length", "4096"], "--length 4096: the model reads 2048 tokens"),
     (["--model", "FOLDER", "--length", "1"], "--length"), (["--seed", "-1"], "--seed"),
     (["--seed", "0", "0"], "give each value of a flag once"), (["--lr", "1"], "--lr"),
