@@ -329,7 +329,7 @@ def parse(arguments=None, defaults=Settings(), omit=(), description=__doc__.part
     given = vars(parser.parse_args(arguments))
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     if any(len(set(values)) < len(values) for values in lists.values()):
-        parser.error("give each value of a flag once")
+        parser.error("--methods, --seed, --general and --domain: give each value once")
     try:
         return replace(defaults, **given | lists).checked()
     except BadInput as error:

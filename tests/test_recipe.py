@@ -651,7 +651,7 @@ def test_a_model_in_bfloat16_is_loaded_in_float32(folder, tmp_path):
     (["--model", "FOLDER", "--vera", "/no/file"], "--vera /no/file: [Errno 2] No such file"),
     (["--model", "FOLDER", "--length", "4096"], "--length 4096: the model reads 2048 tokens"),
     (["--model", "FOLDER", "--length", "1"], "--length"), (["--seed", "-1"], "--seed"),
-    (["--seed", "0", "0"], "give each value of a flag once"), (["--lr", "1"], "--lr"),
+    (["--seed", "0", "0"], "give each value once"), (["--lr", "1"], "--lr"),
     (["--model", "FOLDER", "--out", str(runs.HERE)], "name a folder of your own")])
 def test_bad_input_is_one_message(arguments, told, folder, tmp_path, experiment, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
