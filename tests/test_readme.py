@@ -123,7 +123,7 @@ CLAIMS = [
     (FRONT, "All three methods learn {:.0f} to {:.0f}%",
      low_high(answers(label, "domain")[0] for label in ("ce", "replay", "mol"))),
     (FRONT, "`replay` is right in {:.0f}%, `mol` in {:.0f}%, `ce` in {:.0f}%, the base in {:.0f}%. "
-     "On those that it states: {:.0f}%, {:.0f}%, {:.0f}% and {:.0f}%",
+     "On those that one names: {:.0f}%, {:.0f}%, {:.0f}% and {:.0f}%",
      [answers(label, title)[0] for title in ("never stated", "stated")
       for label in ("replay", "mol", "ce", "base")]),
     # headline
