@@ -370,7 +370,7 @@ def make(jobs, path):
     model, tokenizer = load(settings.model)
     if settings.length > (limit := getattr(model.config, "max_position_embeddings", math.inf)):
         raise BadInput(f"--length {settings.length}: the model reads {limit} tokens at most")
-    print("some minutes to prepare: the base's answers and the general texts", flush=True)
+    print("the base's answers and the general texts take some minutes", flush=True)
     world, started = make_world(settings, model, tokenizer), time.perf_counter()
     for done, (run, settings, seed) in enumerate(jobs, 1):
         rows = run.work(run.method, settings, seed, world)
@@ -399,7 +399,7 @@ def scores(rows, where, kinds, what, choice=False):
 
 
 def interval(seeds, *which, base=None):
-    """Mean over seeds and questions and 95% bootstrap interval; with a base: of the change."""
+    """Mean and 95% bootstrap interval over seeds and questions. With a base: of the change."""
     values, rng = np.array([scores(rows, *which) for rows in seeds]), np.random.default_rng(0)
     if base:
         values -= scores(base, *which)
@@ -433,8 +433,8 @@ def draw(results, picture, note):
     lines = made(results, RUNS)
     axes[1].sharex(axes[2])
     for panel, title in zip(axes, ("domain", "stated", "never stated")):
-        base = next(iter(lines.values()))[0][:1] if title != "domain" else None
         for y, (label, seeds) in enumerate(reversed(lines.items())):
+            base = seeds[0][:1] if title != "domain" else None
             middle, *ends = interval(seeds, *SCORES[title], base=base)
             panel.hlines(y, *ends, color=style.colour_of(label), lw=2)
             panel.plot(middle, y, color=style.colour_of(label), marker="o", ms=7)
