@@ -6,8 +6,13 @@ Each *sequence* s of n tokens has a flag, and the flag selects its loss:
     s in the domain text:    CE(s) = -(1/n) sum_i log p_theta(s_i | s_<i)
     s in the general text:   KL(s) =  (1/n) sum_i KL[ p_theta(. | s_<i)  ||  p_0(. | s_<i) ]
 
-The loss of a batch is the mean over its sequences. The model learns the tokens of the domain text.
-On general text it is trained to predict what the base predicts; the tokens there are only context.
+The loss of a batch is the mean over its sequences. The gradient with respect to the logits of one
+position shows what each loss teaches; p = p_theta:
+
+    CE     p - onehot(s_i)               pushes up the text's token, right or wrong
+    KL     p (log p - log p_0 - KL)      pushes towards the base; the text's token does not occur
+
+As long as the model equals the base, the KL pushes nowhere.
 
 An example with two words in the vocabulary and one token per sequence:
 
@@ -15,14 +20,13 @@ An example with two words in the vocabulary and one token per sequence:
     general   p_theta = (1/2, 1/2), p_0 = (1/4, 3/4)       KL = 1/2 log 2 + 1/2 log(2/3) = 0.144
     loss      (0.693 + 0.144) / 2 = 0.418 nats
 
-This file needs only torch. Shapes: B sequences, G of them general, T positions, V vocabulary.
-Losses are computed in float32 or higher. Targets of -100 mark padding, which changes neither
-losses nor gradients. A sequence of only padding and an empty batch have loss 0.
+Shapes: B sequences, G of them general, T positions, V vocabulary. Losses are in float32 or higher.
+Targets of -100 mark padding, which changes neither losses nor gradients. A sequence of only padding
+and an empty batch have loss 0.
 """
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 PADDING = -100  # the target of a padding position, as in PyTorch and Hugging Face
 
@@ -32,31 +36,24 @@ def log_probs(logits):
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
 
 
-def without_padding(logits, targets):
-    """Logits or hidden states (B, T, ...), zero at padding, so that no NaN there can spread."""
-    is_padding = (targets == PADDING).unsqueeze(-1)  # (B, T, 1)
-    return logits.masked_fill(is_padding, 0.0) if is_padding.any() else logits
-
-
 def cross_entropy(logits, targets):
     """-log p(target): logits (B, T, V), targets (B, T) -> nats per token (B, T), 0 at padding."""
     log_p = log_probs(without_padding(logits, targets)).flatten(0, 1)  # (B * T, V)
-    nats = F.nll_loss(log_p, targets.flatten(), ignore_index=PADDING, reduction="none")
+    nats = F.nll_loss(log_p, targets.flatten().long(), ignore_index=PADDING, reduction="none")
     return nats.view(targets.shape)
 
 
 def kl_divergence(logits, base_logits, direction="reverse"):
     """KL between model and base over the full vocabulary, (B, T, V) twice -> nats per token (B, T).
 
-    "reverse" is KL[p_theta || p_0], as in MoL (arXiv 2509.06650, eq. 2-3). It is large where the
-    model predicts what the base does not. "forward" is KL[p_0 || p_theta], as in distillation. It
-    is large where the model no longer predicts what the base does. "mean" is the mean of both. The
-    base gets no gradient. A term is 0 where the first distribution is 0. Where only the second is
-    0, the divergence is infinite.
+    "reverse": KL[p_theta || p_0], as in MoL (arXiv 2509.06650, eq. 2-3). It is large where the
+    model predicts what the base does not. "forward": KL[p_0 || p_theta], as in distillation. It is
+    large where the model no longer predicts what the base does. "mean": the mean of both. The base
+    gets no gradient. Where only the second distribution is 0, the divergence is infinite.
     """
     if logits.shape != base_logits.shape:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}, base_logits "
-                         f"{tuple(base_logits.shape)}; they must be the same")
+        raise ValueError(f"logits {tuple(logits.shape)} and base_logits {tuple(base_logits.shape)} "
+                         "must have the same shape")
     if direction == "mean":
         reverse = kl_divergence(logits, base_logits, "reverse")
         return (reverse + kl_divergence(logits, base_logits, "forward")) / 2
@@ -77,6 +74,36 @@ def per_sequence(nats, targets):
     return nats.where(is_token, 0.0).sum(dim=1) / is_token.sum(dim=1).clamp(min=1)
 
 
+def mean_cross_entropy(logits, targets):
+    """Cross-entropy on every sequence of the batch -> scalar, nats per token.
+
+    On domain text alone: naive continual pre-training. On both: replay (arXiv 2403.08763).
+    """
+    return per_sequence(cross_entropy(logits, targets), targets).sum() / max(len(logits), 1)
+
+
+def without_padding(logits, targets):
+    """Logits (B, T, V) or hidden states, zero at padding, so that no NaN there can spread."""
+    is_padding = (targets == PADDING).unsqueeze(-1)  # (B, T, 1)
+    return logits.masked_fill(is_padding, 0.0) if is_padding.any() else logits
+
+
+def checked(logits, targets, is_domain, base_logits):
+    """The tensors of mixture_of_losses, with zeros at padding. ValueError if they do not fit."""
+    (B, T), is_domain = targets.shape, is_domain.bool()  # a data collator may give 0 and 1
+    base_logits = logits[:0] if base_logits is None else base_logits  # right if all rows are domain
+    for name, found, expected in [
+            ("is_domain", is_domain.shape, (B,)), ("logits", logits.shape[:2], (B, T)),
+            ("base_logits", base_logits.shape[:2], (int((~is_domain).sum()), T))]:
+        if found != expected:
+            raise ValueError(f"{name} begins with the shape {tuple(found)}; targets "
+                             f"{tuple(targets.shape)} and is_domain need {expected}")
+    if ((targets != PADDING) & ((targets < 0) | (targets >= logits.shape[-1]))).any():
+        raise ValueError(f"targets must be below {logits.shape[-1]}, or {PADDING} for padding")
+    return (without_padding(logits, targets), is_domain,
+            without_padding(base_logits, targets[~is_domain]))
+
+
 def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="reverse",
                       strength=1.0):
     """MoL: cross-entropy on domain rows, KL to the base on general rows -> loss, CE part, KL part.
@@ -88,105 +115,17 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     direction               of the KL, see kl_divergence
     strength                weight of the KL; 1 is MoL as in the formula above
 
-    Returns three scalars in nats per token, loss = CE part + strength * KL part. A part is the sum
-    over its rows divided by all B rows. Raises ValueError if the shapes do not fit.
+    Returns three scalars in nats per token. Raises ValueError if the shapes do not fit.
 
         with torch.no_grad():
             base_logits = base(tokens[~is_domain])
-        loss, ce, kl = mixture_of_losses(model(tokens), targets, is_domain, base_logits)
+        loss, ce_part, kl_part = mixture_of_losses(model(tokens), targets, is_domain, base_logits)
     """
-    if base_logits is None:
-        base_logits = logits[:0]  # right only if there are no general rows
-    domain, general = rows_of(targets, is_domain, logits=logits, base_logits=base_logits)
-
-    # index_select is faster than logits[domain], mainly in the backward pass.
-    domain_targets, general_targets = targets[domain], targets[general]
-    ce = cross_entropy(logits.index_select(0, domain), domain_targets)  # (B - G, T)
-    kl = kl_divergence(without_padding(logits.index_select(0, general), general_targets),
-                       without_padding(base_logits, general_targets), direction)  # (G, T)
-    return loss_and_parts(ce, kl, domain_targets, general_targets, strength)
-
-
-def rows_of(targets, is_domain, **tensors):
-    """The indices of the domain rows (B - G,) and of the general rows (G,), from the flag (B,).
-
-    The first tensor must be (B, T, ...), the second (G, T, ...). Raises ValueError otherwise.
-    """
-    is_domain = is_domain.bool()  # a data collator may give 0 and 1
-    domain, general = is_domain.nonzero().squeeze(1), (~is_domain).nonzero().squeeze(1)
-    B, T = targets.shape
-    shapes = [("is_domain", is_domain.shape, (B,))]
-    shapes += [(name, x.shape[:2], (rows, T)) for (name, x), rows in zip(tensors.items(),
-                                                                         (B, len(general)))]
-    for name, found, expected in shapes:
-        if found != expected:
-            raise ValueError(f"{name} begins with the shape {tuple(found)}; targets "
-                             f"{tuple(targets.shape)} and is_domain need {expected}")
-    return domain, general
-
-
-def loss_and_parts(ce, kl, domain_targets, general_targets, strength):
-    """Token losses of the domain rows and of the general rows -> loss, CE part, KL part."""
-    count = max(len(ce) + len(kl), 1)
-    ce = per_sequence(ce, domain_targets).sum() / count
-    kl = per_sequence(kl, general_targets).sum() / count
-    return ce + strength * kl, ce, kl
-
-
-def mean_cross_entropy(logits, targets):
-    """Cross-entropy on every sequence of the batch -> scalar, nats per token.
-
-    On domain text alone this is naive continual pre-training. On both corpora it is replay (arXiv
-    2403.08763).
-    """
-    return per_sequence(cross_entropy(logits, targets), targets).sum() / max(len(logits), 1)
-
-
-# --- MoL without all the logits in memory --------------------------------------------------------
-
-def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base_head=None,
-                        direction="reverse", strength=1.0, chunk=None):
-    """mixture_of_losses from the last hidden states -> the same three scalars, same gradients.
-
-    hidden       (B, T, C)  the input of the model's head, for the same positions as the targets
-    head         (V, C)     the weight of the head; logits = hidden @ head.T. Or a function from
-                            (N, C) to logits (N, V), for a head with a bias or a soft cap
-    base_hidden  (G, T, C') of the frozen base, for the G general rows; None if G = 0
-    base_head    (V, C')    the weight of the base's head, or a function
-    chunk                   how many tokens have logits in memory at a time; None: 16 million
-                            logits, which are 64 tokens with a vocabulary of 262,144
-
-    With a vocabulary of 150,000 the logits of 4,096 tokens take 2.5 GB in float32, and
-    mixture_of_losses holds about five tensors of that size. This function computes the logits of
-    one chunk of tokens, keeps only their losses, and computes the logits again in the backward
-    pass. Raises ValueError if the shapes do not fit.
-    """
-    if base_hidden is None:
-        base_hidden, base_head = hidden[:0], head
-    domain, general = rows_of(targets, is_domain, hidden=hidden, base_hidden=base_hidden)
-
-    def logits_of(hidden, head):  # (N, C) -> (N, V)
-        return head(hidden) if callable(head) else hidden @ head.T
-
-    def ce_of(hidden, targets):  # (N, C), (N,) -> (N,)
-        return cross_entropy(logits_of(hidden, head)[None], targets[None])[0]
-
-    def kl_of(hidden, base_hidden):  # (N, C), (N, C') -> (N,)
-        with torch.no_grad():
-            base_logits = logits_of(base_hidden, base_head)
-        return kl_divergence(logits_of(hidden, head), base_logits, direction)
-
-    def in_chunks(nats_of, x, y):  # (rows, T, ...) each -> (rows, T); keeps no logits
-        pairs = zip(x.flatten(0, 1).split(chunk), y.flatten(0, 1).split(chunk))
-        nats = [checkpoint(nats_of, *pair, use_reentrant=False) for pair in pairs]
-        return torch.cat(nats).view(x.shape[:2])
-
-    if chunk is None:
-        with torch.no_grad():
-            vocab_size = logits_of(hidden[:0].flatten(0, 1), head).shape[-1]
-        chunk = max(2**24 // vocab_size, 16)
-    domain_targets, general_targets = targets[domain], targets[general]
-    ce = in_chunks(ce_of, without_padding(hidden[domain], domain_targets), domain_targets)
-    kl = in_chunks(kl_of, without_padding(hidden[general], general_targets),
-                   without_padding(base_hidden, general_targets))
-    return loss_and_parts(ce, kl, domain_targets, general_targets, strength)
+    logits, is_domain, base_logits = checked(logits, targets, is_domain, base_logits)
+    is_general, B = ~is_domain, max(len(targets), 1)
+    # The method: the mean loss of each row, (B - G,) and (G,), then the mean over all B rows.
+    ce = per_sequence(cross_entropy(logits[is_domain], targets[is_domain]), targets[is_domain])
+    kl = per_sequence(kl_divergence(logits[is_general], base_logits, direction),
+                      targets[is_general])
+    ce_part, kl_part = ce.sum() / B, kl.sum() / B
+    return ce_part + (strength * kl_part if strength else 0.0), ce_part, kl_part  # no 0 * inf

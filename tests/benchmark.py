@@ -5,9 +5,9 @@
     python tests/benchmark.py --methods             those of plots/: step, memory, preparation
     python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
                                                     large vocabulary: memory and time
-    python tests/benchmark.py --real                memory of the methods of plots/real.py
+    python tests/benchmark.py --real                memory of the methods of plots/huggingface/real.py
     python tests/benchmark.py --bases               SmolLM2 with a base in fewer bits; needs the
-                                                    packages of plots/real.py and bitsandbytes
+                                                    packages of plots/huggingface/real.py and bitsandbytes
 
 Steps of all kinds take turns, so that other programs on the machine slow them alike.
 """
@@ -37,6 +37,7 @@ import train
 from eval import evaluate
 from model import GPT, GPTConfig, add_lora
 from plots import rivals, texts
+from plots.huggingface.hidden import mixture_from_hidden
 
 ROUNDS = 30
 
@@ -91,7 +92,7 @@ def large_vocabulary(vocab_size):
         losses.mixture_of_losses(hidden @ head.T, targets, is_domain, base_logits)[0].backward()
 
     def from_hidden():
-        losses.mixture_from_hidden(hidden, head, targets, is_domain, base_hidden,
+        mixture_from_hidden(hidden, head, targets, is_domain, base_hidden,
                                    base_head)[0].backward()
 
     return {"logits": from_logits, "hidden states": from_hidden}
@@ -121,7 +122,7 @@ def memory():
 
 def measure_real(label):
     """Print the MB of a training: weights, gradients, Adam, activations and the base of mol."""
-    from plots import real
+    from plots.huggingface import real
 
     def memory(which):
         return int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -140,7 +141,7 @@ def measure_real(label):
 
 
 def on_real():
-    from plots import real
+    from plots.huggingface import real
     for label in real.RUNS:
         command = [sys.executable, "-W", "ignore", __file__, "--measure-real", label]
         printed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -152,8 +153,8 @@ def bases(steps=16):
     """Each base's size, its KL to the base in float32, and that of a model trained with it."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
 
-    from plots import real
-    from plots.recipe import MolTrainer, collate
+    from plots.huggingface import real
+    from plots.huggingface.recipe import MolTrainer, collate
 
     model, tokenizer = real.load("")
     learnt, held_out = real.manual()

@@ -5,8 +5,9 @@ import torch
 from torch.distributions import Categorical, kl_divergence as reference_kl
 
 import losses
-from losses import (PADDING, cross_entropy, kl_divergence, mean_cross_entropy, mixture_from_hidden,
+from losses import (PADDING, cross_entropy, kl_divergence, mean_cross_entropy,
                     mixture_of_losses)
+from plots.huggingface.hidden import mixture_from_hidden
 
 IS_DOMAIN = torch.tensor([True, False, False, True])
 DIRECTIONS = ["reverse", "forward", "mean"]

