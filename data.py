@@ -192,7 +192,6 @@ class Batch(NamedTuple):
     tokens: torch.Tensor  # (B, T)
     targets: torch.Tensor  # (B, T), the next tokens
     is_domain: torch.Tensor  # (B,) bool, the flag that selects the loss of each sequence
-    general: torch.Tensor  # (G,) indices of the general rows
 
 
 def windows(tokens, count, block_size, generator):
@@ -213,7 +212,7 @@ def batches(domain, general, n_domain, n_general, block_size, seed):
     while True:
         rows = torch.cat([windows(domain, n_domain, block_size, of_domain),
                           windows(general, n_general, block_size, of_general)])  # (B, T + 1)
-        yield Batch(rows[:, :-1], rows[:, 1:], index < n_domain, index[n_domain:])
+        yield Batch(rows[:, :-1], rows[:, 1:], index < n_domain)
 
 
 # --- worlds: everything that one experiment reads ------------------------------------------------
@@ -233,8 +232,8 @@ class World:
 
 def make_world(settings, seed):
     """The world of train.Settings and a seed. Raises BadInput if a text is too short."""
-    if settings.general:
-        world = text_world(settings.general, settings.domain, settings.vocab_size, settings.out)
+    if settings.general_files:
+        world = text_world(settings.general_files, settings.domain_files, settings.vocab_size, settings.out)
     else:
         world = toy_world(seed, settings.general_errors, settings.error_kind, settings.vocab_size,
                           general_documents=settings.general_documents)
@@ -251,7 +250,7 @@ def make_world(settings, seed):
     return world
 
 
-def toy_world(seed, general_errors=0.7, error_kind="bias", vocab_size=512,
+def toy_world(seed, general_errors=0.0, error_kind="bias", vocab_size=512,
               pretraining_documents=40_000, general_documents=2_000):
     """The toy world of a seed. Only its `general` text has wrong answers, see draw_text."""
     skills = general_kinds(random.Random(f"general {seed}"))

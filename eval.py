@@ -4,13 +4,16 @@
 """
 
 import argparse
+import inspect
 import io
 import json
 import math
 import os
+import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import get_args, get_origin
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -25,18 +28,34 @@ from model import GPT, GPTConfig
 @torch.no_grad()
 def evaluate(model, base, world):
     """Test a model -> losses and KL[p_theta || p_0] in nats per token, and scores per skill."""
-    general = heldout_windows(world.heldout_general, base.config.block_size)  # (B, T + 1)
-    domain = heldout_windows(world.heldout_domain, base.config.block_size)
-    logits = model(general[:, :-1])  # (B, T, V)
+    general_loss, kl_to_base = heldout_losses(model, world.heldout_general, base)
+    domain_loss, _ = heldout_losses(model, world.heldout_domain)
     scores = {skill: score_probes(model, world.tokenizer, probes)
               for skill, probes in world.probes.items()}
     return {
-        "general_loss": cross_entropy(logits, general[:, 1:]).mean().item(),
-        "domain_loss": cross_entropy(model(domain[:, :-1]), domain[:, 1:]).mean().item(),
-        "kl_to_base": kl_divergence(logits, base(general[:, :-1])).mean().item(),
+        "general_loss": general_loss, "domain_loss": domain_loss, "kl_to_base": kl_to_base,
         "accuracy": {skill: accuracy for skill, (accuracy, _) in scores.items()},
         "probability": {skill: probability for skill, (_, probability) in scores.items()},
     }
+
+
+@torch.no_grad()
+def heldout_losses(model, tokens, base=None, at_once=2**22):
+    """Held-out tokens (N,) -> mean cross-entropy and mean KL to a base, in nats per token.
+
+    at_once limits the logits in memory. Raises BadInput if the cross-entropy is not finite.
+    """
+    windows, nats = heldout_windows(tokens, model.config.block_size), []  # (B, T + 1)
+    logits_per_window = model.config.block_size * model.config.vocab_size
+    for some in windows.split(max(1, at_once // logits_per_window)):
+        logits = model(some[:, :-1])  # (b, T, V)
+        ce = cross_entropy(logits, some[:, 1:])  # (b, T)
+        kl = kl_divergence(logits, base(some[:, :-1])) if base else torch.zeros_like(ce)
+        nats.append((ce, kl))
+    ce, kl = (torch.cat(part).mean().item() for part in zip(*nats))
+    if not math.isfinite(ce):
+        raise BadInput(f"the loss on held-out text is {ce}; try a lower learning rate")
+    return ce, kl
 
 
 def heldout_windows(tokens, block_size, most=64):
@@ -72,7 +91,7 @@ def answer(model, world, prompt, most=40):
     tokens = encode(tokenizer, "\n" + prompt)[None].to(next(model.parameters()).device)  # (1, T)
     stop = tokenizer.encode_single_token("\n") if world.probes else -1
     new = model.generate(tokens, most, temperature=0, stop=stop)[0, tokens.shape[1]:]
-    return " ".join(tokenizer.decode(new.tolist()).split())
+    return tokenizer.decode(new.tolist()).strip()
 
 
 def show_answers(models, world, prompts):
@@ -83,30 +102,60 @@ def show_answers(models, world, prompts):
             print(f"  {name:{max(map(len, models))}}  {printable(answer(model, world, prompt))}")
 
 
+def show_texts(seed, world, block_size):
+    """Print the sizes of the texts and how they begin."""
+    for name in ("general", "domain"):
+        tokens, heldout = getattr(world, name), getattr(world, f"heldout_{name}")
+        start = printable(world.tokenizer.decode(tokens[:60].tolist()))
+        print(f"seed {seed}: {len(tokens):,} {name} tokens, {len(heldout):,} held out, losses on "
+              f"{heldout_windows(heldout, block_size)[:, 1:].numel():,}: {start} ...")
+
+
 def printable(text):
-    """The text with "?" for each unprintable character, which could control a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    """The text with its line breaks as \\n, and "?" for signs that could control a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text.replace("\n", "\\n"))
 
 
 def main():
     parser = argparse.ArgumentParser(description="Let every model of a run answer prompts.")
-    parser.add_argument("prompts", nargs="*", help="default: questions of the first seed")
+    parser.add_argument("prompts", nargs="*", help="default: questions of the first seed; write "
+                        "-- before a prompt that begins with a minus sign")
     parser.add_argument("--out", type=Path, default="out", help="the folder of a run")
     given = parser.parse_args()
     settings = json.loads((given.out / "settings.json").read_text()) | {"device": "cpu"}
     row = json.loads((given.out / "metrics.jsonl").read_text().partition("\n")[0])  # of the base
-    world = make_world(argparse.Namespace(**settings), row["seed"])
+    try:
+        world = make_world(argparse.Namespace(**settings), row["seed"])
+    except AttributeError as error:
+        raise BadInput(f"--out {given.out}: its settings.json has no {error.name}, so another "
+                       "version of train.py made this run") from None
     paths = [given.out / f"seed{row['seed']}" / f"{name}.pt" for name in settings["methods"]]
     models = {path.stem: load_model(path) for path in (paths[0].with_name("base.pt"), *paths)
               if path.exists()}  # a run that was stopped lacks some
     base = models["base"]
     if (base.config.vocab_size != world.tokenizer.n_vocab
-            or abs(evaluate(base, base, world)["general_loss"] - row["general_loss"]) > 0.01):
+            or abs(heldout_losses(base, world.heldout_general)[0] - row["general_loss"]) > 0.01):
         raise BadInput(f"--out {given.out}: the text or the code has changed since this run")
     show_answers(models, world, given.prompts or world.prompts)
 
 
-# --- files and errors ----------------------------------------------------------------------------
+# --- files, messages and flags -------------------------------------------------------------------
+
+def start_run(settings, names):
+    """Make the folders of a run, and delete the results and the checkpoints {name}.pt of an
+    earlier one."""
+    out = Path(settings.out)
+    for folder in (out, *(out / f"seed{seed}" for seed in settings.seeds)):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "try", b"")  # fails if the folder is not writable
+        (folder / "try").unlink()
+    absolute = {name: [str(Path(path).resolve()) for path in getattr(settings, name)]
+                for name in ("general_files", "domain_files")}  # for eval.py in another folder
+    write_file(out / "settings.json", json.dumps(asdict(settings) | absolute, indent=1).encode())
+    for pattern in ("metrics.jsonl", "forgetting.png", *(f"seed*/{name}.pt" for name in names)):
+        for path in out.glob(pattern):
+            path.unlink()
+
 
 def save_model(path, model):
     content = io.BytesIO()
@@ -126,14 +175,48 @@ def load_model(path, device="cpu"):
 
 
 def write_file(path, content):
-    temporary = Path(f"{path}.{os.getpid()}.tmp")  # so that no file is ever half written
+    """Write a file and the folder it is in. It is never half written."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         raise OSError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_flags(defaults, words, omit, description, methods):
+    """A dataclass of settings, each with a comment -> the same with those of the command line."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    comments = dict(re.findall(r"(\w+): .*  # (.+)", inspect.getsource(type(defaults))))
+    shorter = {"seeds": "--seed", "general_files": "--general", "domain_files": "--domain"}
+    for f in [f for f in fields(defaults) if f.name not in omit]:
+        kind = get_args(f.type)[0] if get_origin(f.type) is tuple else f.type
+        choices = methods if f.name == "methods" else get_args(kind) or None
+        options = {"action": "store_true"} if kind is bool else {
+            "action": Once, "type": str if choices else kind, "choices": choices,
+            "nargs": "+" if kind is not f.type else None}
+        parser.add_argument(shorter.get(f.name, "--" + f.name.replace("_", "-")), dest=f.name,
+                            default=getattr(defaults, f.name), help=comments[f.name], **options)
+    return replace(defaults, **vars(parser.parse_args(words)))
+
+
+class Once(argparse.Action):
+    """Store the value of a flag that is given once. Numbers are finite, and not below 0 or 1."""
+
+    def __call__(self, parser, given, value, flag):
+        values = value if self.nargs else [value]
+        default = self.default if self.nargs else [self.default]
+        lowest = 0 if self.type is float or 0 in default else 1
+        if getattr(given, self.dest) is not self.default or len({*values}) < len(values):
+            parser.error(f"{flag}: give the flag once, and each value once")
+        if any(x == "" or self.type is not str and not lowest <= x < 2**32 for x in values):
+            parser.error(f"{flag} {value}: use " + (
+                "a name" if self.type is str else f"a number from {lowest} to {2**32 - 1}"))
+        setattr(given, self.dest, tuple(value) if self.nargs else value)
 
 
 def run_program(program):
