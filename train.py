@@ -30,6 +30,7 @@ from eval import (evaluate, heldout_windows, load_model, printable, run_program,
                   show_answers, write_file)
 from model import GPT, GPTConfig, add_lora, merge_lora
 from plots import forgetting
+from plots.methods import OTHER_METHODS
 from plots.tables import metrics_table
 
 
@@ -64,6 +65,7 @@ METHODS = {
     "replay": Method(ce, reads_general=True),
     "mol": Method(mol, reads_general=True),
 }
+METHODS |= {name: Method(**row) for name, row in OTHER_METHODS.items()}
 
 
 # --- training ------------------------------------------------------------------------------------

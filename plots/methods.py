@@ -1,0 +1,164 @@
+"""All methods that are not from the paper. `python train.py --methods ewc mol` compares two.
+
+A method turns (model, base, batch, settings) into the loss, its CE part and its KL part: three
+scalars in nats per token. The base is frozen, the batch is a data.Batch. OTHER_METHODS, at the end,
+says what else train.Method needs to know.
+"""
+
+import copy
+
+import torch
+
+import data
+import losses
+from losses import PADDING
+
+
+# --- targets from the base, on general text ------------------------------------------------------
+
+def best_token(model, base, batch, settings):
+    """Replay, but the target at each position of the general text is the base's best token."""
+    return replay_of(of_base(base, batch).argmax(dim=-1), model, batch)
+
+
+def sampled_token(model, base, batch, settings, generator):
+    """Replay, but the target at each position of the general text is drawn from the base."""
+    p = losses.log_probs(of_base(base, batch)).exp()  # (G, T, V)
+    drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator)  # (G * T, 1)
+    return replay_of(drawn.view(p.shape[:2]), model, batch)
+
+
+def likely_tokens(model, base, batch, settings):
+    """Replay without tokens over `strength` nats under the base (2501.14315, for new data)."""
+    targets = batch.targets[~batch.is_domain]  # (G, T)
+    nats = losses.cross_entropy(of_base(base, batch), targets)
+    return replay_of(targets.masked_fill(nats > settings.strength, PADDING), model, batch)
+
+
+def ce_and_kl(model, base, batch, settings):
+    """MoL, and replay at the same time: half of each."""
+    logits = model(batch.tokens)  # (B, T, V)
+    loss, ce_part, kl_part = losses.mixture_of_losses(
+        logits, batch.targets, batch.is_domain, of_base(base, batch), settings.kl,
+        settings.strength)
+    replay = losses.mean_cross_entropy(logits, batch.targets)
+    return (loss + replay) / 2, (ce_part + replay) / 2, kl_part / 2
+
+
+def of_base(base, batch):
+    """What the frozen base predicts on the general rows -> logits (G, T, V)."""
+    with torch.no_grad():
+        return base(batch.tokens[~batch.is_domain])
+
+
+def replay_of(general_targets, model, batch):
+    """Cross-entropy on all rows, with these targets (G, T) on the general ones."""
+    targets = batch.targets.clone()  # (B, T)
+    targets[~batch.is_domain] = general_targets
+    loss = losses.mean_cross_entropy(model(batch.tokens), targets)
+    return loss, loss, torch.zeros(())
+
+
+# --- KL to the base, on domain text --------------------------------------------------------------
+
+def domain_kl(model, base, batch, settings, masked=False):
+    """Cross-entropy and forward KL to the base, both on domain text (LwF, arXiv 1606.09282).
+
+    LwF gives the new task a head of its own, and its KL a temperature of 2.
+    """
+    logits = model(batch.tokens)  # (B, T, V)
+    with torch.no_grad():
+        base_logits = base(batch.tokens)
+    ce = losses.mean_cross_entropy(logits, batch.targets)
+    if masked:
+        target = batch.targets.unsqueeze(-1)  # (B, T, 1)
+        logits, base_logits = (x.float().scatter(-1, target, -1e4) for x in (logits, base_logits))
+    kl = losses.kl_divergence(logits, base_logits, "forward").mean()
+    return ce + settings.strength * kl, ce, kl
+
+
+def masked_kl(model, base, batch, settings):
+    """domain_kl without the target: both distributions are divided by the sum of the rest.
+
+    From arXiv 2605.29498, whose abstract does not give the direction of the KL.
+    """
+    return domain_kl(model, base, batch, settings, masked=True)
+
+
+# --- weights near the base -----------------------------------------------------------------------
+
+def l2sp(model, base, batch, settings):
+    """Cross-entropy plus the distance to the base's weights (arXiv 1802.01483, eq. 2)."""
+    return ewc(model, base, batch, settings, importance=None)
+
+
+def ewc(model, base, batch, settings, importance):
+    """L2-SP with a weight for each parameter: its diagonal Fisher (arXiv 1612.00796, eq. 3)."""
+    ce = losses.mean_cross_entropy(model(batch.tokens), batch.targets)
+    distance = weight_distance(model.parameters(), base.parameters(), importance)
+    return ce + settings.strength * distance, ce, torch.zeros(())
+
+
+def weight_distance(weights, base_weights, importance=None):
+    """Half the squared distance between two lists of tensors, weighted by importance -> scalar."""
+    weights, base_weights = list(weights), [w.detach() for w in base_weights]
+    importance = [1.0] * len(weights) if importance is None else importance
+    terms = zip(importance, weights, base_weights, strict=True)
+    return sum((f * (w - w0) ** 2).sum() for f, w, w0 in terms) / 2
+
+
+def diagonal_fisher(model, tokens, generator=None):
+    """How much predictions on tokens (B, T) depend on each weight -> a tensor per parameter.
+
+    F_i = E[ (d log p(y | s) / d theta_i)^2 ] per token, with y drawn from the model.
+    """
+    model = copy.deepcopy(model).requires_grad_(True)
+    fisher = [torch.zeros_like(w) for w in model.parameters()]
+    # Independent draws, gradients of mean 0: the square of their sum is right on average.
+    for row in tokens:
+        logits = model(row[None])  # (1, T, V)
+        p = losses.log_probs(logits[0].detach()).exp().cpu()  # (T, V)
+        drawn = torch.multinomial(p, 1, generator=generator).T.to(row.device)  # (1, T)
+        loss = losses.cross_entropy(logits, drawn).sum()
+        for f, gradient in zip(fisher, torch.autograd.grad(loss, list(model.parameters()))):
+            f += gradient ** 2 / tokens.numel()
+    return fisher
+
+
+def fisher_of_base(base, world, settings, seed):
+    """The diagonal Fisher on 256 rows of general text: EWC needs some of it, too."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = data.windows(world.general, 256, settings.block_size, generator)[:, :-1]
+    return diagonal_fisher(base, tokens, generator)
+
+
+# --- a part of the weights -----------------------------------------------------------------------
+
+PARTS = {"embedding": "embedding", "attention": "attn", "mlp": "mlp", "last block": "blocks.1"}
+
+
+def only(part):
+    """Cross-entropy on domain text that trains only the weights with `part` in their name."""
+    def method(model, base, batch, settings):
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(part in name)
+        ce = losses.mean_cross_entropy(model(batch.tokens), batch.targets)
+        return ce, ce, torch.zeros(())
+    return method
+
+
+# prepare(base, world, settings, seed) gives a fifth argument of the loss. l2sp and ewc have no
+# weight decay: it would pull the weights to zero instead of to the base.
+OTHER_METHODS = {
+    "argmax": dict(loss=best_token, reads_general=True),
+    "sampled": dict(loss=sampled_token, reads_general=True,
+                    prepare=lambda base, world, settings, seed:
+                    torch.Generator(settings.device).manual_seed(seed)),
+    "likely_tokens": dict(loss=likely_tokens, reads_general=True),
+    "ce_and_kl": dict(loss=ce_and_kl, reads_general=True),
+    "domain_kl": dict(loss=domain_kl),
+    "masked_kl": dict(loss=masked_kl),
+    "l2sp": dict(loss=l2sp, weight_decay=0.0),
+    "ewc": dict(loss=ewc, weight_decay=0.0, prepare=fisher_of_base),
+    **{f"ce, {part}": dict(loss=only(weights)) for part, weights in PARTS.items()},
+}
