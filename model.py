@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 
 @dataclass
@@ -149,28 +150,20 @@ class GPT(nn.Module):
 # --- LoRA: train a low-rank change of the weights ------------------------------------------------
 
 class LoRA(nn.Module):
-    """A layer with a frozen matrix W and a trained low-rank change: W + up @ down.
+    """A trained low-rank change of a frozen matrix: W -> W + up @ down, (out, in) both.
 
-    This is eq. 3 of arXiv 2106.09685 with alpha = r. `up` starts at zero, so that the layer is
-    unchanged at first.
+    This is eq. 3 of arXiv 2106.09685 with alpha = r. `up` starts at zero, so that nothing changes
+    at first.
     """
 
-    def __init__(self, layer, rank):
+    def __init__(self, W, rank):
         super().__init__()
-        self.layer = layer
-        n_out, n_in = layer.weight.shape
-        down = torch.randn(rank, n_in) / math.sqrt(n_in)  # on the CPU: the same on every device
-        self.down = nn.Parameter(down.to(layer.weight))
-        self.up = nn.Parameter(layer.weight.new_zeros(n_out, rank))
+        down = torch.randn(rank, W.shape[1]) / math.sqrt(W.shape[1])  # the same on every device
+        self.down = nn.Parameter(down.to(W))
+        self.up = nn.Parameter(W.new_zeros(W.shape[0], rank))
 
-    @property
-    def weight(self):
-        return self.layer.weight + self.up @ self.down  # (out, in)
-
-    def forward(self, x):
-        if isinstance(self.layer, nn.Embedding):
-            return F.embedding(x, self.weight)
-        return F.linear(x, self.weight)
+    def forward(self, W):
+        return W + self.up @ self.down
 
 
 def add_lora(model, rank):
@@ -178,16 +171,14 @@ def add_lora(model, rank):
 
     Raises ValueError if the model has adapters already.
     """
-    if any(isinstance(layer, LoRA) for layer in model.modules()):
+    if parametrize.is_parametrized(model.head):
         raise ValueError("the model has adapters already; call merge_lora first")
     model.requires_grad_(False)
-    for block in model.blocks:
-        for part in (block.attn, block.mlp):
-            for name, layer in list(part.named_children()):
-                part.add_module(name, LoRA(layer, rank))
-    model.token_embedding = LoRA(model.token_embedding, rank)
-    model.head = LoRA(model.head, rank)
-    model.head.up, model.head.down = model.token_embedding.up, model.token_embedding.down  # tied
+    for layer in [layer for layer in model.blocks.modules() if isinstance(layer, nn.Linear)]:
+        parametrize.register_parametrization(layer, "weight", LoRA(layer.weight, rank))
+    tied = LoRA(model.head.weight, rank)
+    for layer in (model.token_embedding, model.head):
+        parametrize.register_parametrization(layer, "weight", tied)
 
 
 @torch.no_grad()
