@@ -45,7 +45,6 @@ class Settings:
     strength: float = 1.0  # weight of the KL
     lora_rank: int = 0  # rank of low-rank adapters; 0 trains all weights
     eval_every: int = 25  # steps between two evaluations
-    # the toy general text
     general_errors: float = 0.0  # share of wrong answers in the toy general text
     error_kind: Literal["bias", "noise"] = "bias"  # wrong answers: always the same or new ones
     general_documents: int = 2000  # documents of the toy general text
@@ -58,7 +57,7 @@ class Settings:
     n_embd: int = 128  # channels of the residual stream
     block_size: int = 64  # tokens per sequence
     vocab_size: int = 512  # tokens in the vocabulary
-    # your own text, and the machine
+    # your own text
     general_files: tuple[str, ...] = ()  # UTF-8 files or folders, in place of the toy general text
     domain_files: tuple[str, ...] = ()  # UTF-8 files or folders, in place of the toy domain text
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: a GPU if there is one
@@ -102,19 +101,18 @@ METHODS |= {name: Method(**row) for name, row in OTHER_METHODS.items()}  # of pl
 # --- training ------------------------------------------------------------------------------------
 
 def optimise(model, loss_of, batches, steps, lr, settings, label, weight_decay=0.1):
-    """Train a model in place. Yields (step, CE part, KL part) after each step.
-
-    loss_of(batch) -> the loss, its CE part and its KL part. Raises BadInput if the loss is NaN.
-    """
+    """Train a model in place by loss_of(batch) -> loss, CE part, KL part. A generator: yields
+    (step, CE part, KL part) after each step. Raises BadInput if the loss is not finite."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW([  # no weight decay on the gains of LayerNorm
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0}],
         betas=(0.9, 0.98), fused=True)
+    warmup, end = max(1, steps // 10), steps + 1  # linear warmup, then linear decay
     started = time.perf_counter()
     for step, batch in zip(range(1, steps + 1), batches):
         for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step, steps)
+            group["lr"] = lr * min(step / warmup, (end - step) / (end - warmup))
         with torch.autocast(settings.device, getattr(torch, settings.dtype),
                             enabled=settings.dtype != "float32"):
             loss, ce_part, kl_part = loss_of(batch)
@@ -131,12 +129,6 @@ def optimise(model, loss_of, batches, steps, lr, settings, label, weight_decay=0
             print(f"{label:>8}  step {step:>5}/{steps}  loss {loss:6.3f}  ce {ce_part:6.3f}  "
                   f"kl {kl_part:6.3f}  {seconds:4.0f} s left", flush=True)
         yield step, ce_part, kl_part
-
-
-def schedule(step, steps):
-    """The share of the peak learning rate: warmup over a tenth of the steps, then linear decay."""
-    warmup, end = max(1, steps // 10), steps + 1
-    return min(step / warmup, (end - step) / (end - warmup))
 
 
 def continue_pretraining(name, settings, seed, world, base, test):
@@ -187,8 +179,8 @@ def pretrain(settings, seed, world):
             if loss < best_loss:
                 best, best_step, best_loss = copy.deepcopy(model), step, loss
     if not best:
-        raise BadInput(f"--base-lr {settings.base_lr}: no step of pretraining was better on held-"
-                       "out text than the untrained model; try a lower rate or more --base-steps")
+        raise BadInput(f"--base-lr {settings.base_lr}: pretraining never improved the held-out "
+                       "loss; try a lower rate or more --base-steps")
     print(f"    base  kept step {best_step} of {steps}, held-out loss {best_loss:.2f}", flush=True)
     return best
 
@@ -198,7 +190,7 @@ BASE_SETTINGS = ("base_steps", "base_lr", "base_batch_size", "n_layer", "n_head"
                  "block_size", "vocab_size", "dtype")
 BASE_CODE = [inspect.getsource(part) for part in (  # as it was when this program started
     inspect.getmodule(GPT), data, losses.log_probs, losses.cross_entropy, losses.per_sequence,
-    losses.mean_cross_entropy, heldout_losses, optimise, schedule, next_token_loss, pretrain)]
+    losses.mean_cross_entropy, heldout_losses, optimise, next_token_loss, pretrain)]
 
 
 def get_base(settings, seed, world):
@@ -252,7 +244,7 @@ def parse(arguments=None, defaults=Settings(), omit=(), description=__doc__.part
 
 def checked(settings):
     """The settings with the device and dtype of this machine. Raises BadInput."""
-    s, gpu = settings, torch.accelerator.current_accelerator(check_available=True)
+    gpu, s = torch.accelerator.current_accelerator(check_available=True), settings
     devices = [gpu.type, "cpu"] if gpu else ["cpu"]
     device = devices[0] if s.device == "auto" else s.device
     readers = [name for name in s.methods if METHODS[name].reads_general]

@@ -6,9 +6,11 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as reference_kl
 
 import data
-import eval as testing
+import eval
 import train
 from data import BadInput
+from eval import (evaluate, heldout_losses, heldout_windows, load_model, printable, run_program,
+                  save_model, score_probes, show_answers, write_file)
 from losses import mean_cross_entropy
 from model import GPT, GPTConfig
 
@@ -38,13 +40,13 @@ def model(world):
 
 def test_exact_answers_are_those_of_greedy_generation(world, model):
     probes = world.probes["domain"]
-    generated = [testing.answer(model, world, prompt) == answer.strip()
+    generated = [eval.answer(model, world, prompt) == answer.strip()
                  for prompt, answer in probes]
     assert 0 < sum(generated) < len(probes)
-    single = [testing.score_probes(model, world.tokenizer, [probe])[0] == 1 for probe in probes]
+    single = [score_probes(model, world.tokenizer, [probe])[0] == 1 for probe in probes]
     assert single == generated
     share = sum(generated) / len(probes)
-    assert testing.score_probes(model, world.tokenizer, probes)[0] == pytest.approx(share)
+    assert score_probes(model, world.tokenizer, probes)[0] == pytest.approx(share)
 
 
 def test_the_probability_of_an_answer_is_the_product_over_its_tokens(world, model):
@@ -58,39 +60,39 @@ def test_the_probability_of_an_answer_is_the_product_over_its_tokens(world, mode
             tokens.append(token)
         expected.append(probability)
     assert expected[0] > 0.5 > expected[2]  # one that the model knows, one that it does not
-    found = [testing.score_probes(model, world.tokenizer, [probe])[1] for probe in probes]
+    found = [score_probes(model, world.tokenizer, [probe])[1] for probe in probes]
     assert found == pytest.approx(expected, rel=1e-3)
-    mean = testing.score_probes(model, world.tokenizer, probes)[1]  # of different lengths
+    mean = score_probes(model, world.tokenizer, probes)[1]  # of different lengths
     assert mean == pytest.approx(sum(expected) / 3, rel=1e-3)
 
 
 def test_evaluate(world, model):
     torch.manual_seed(1)
     base = GPT(model.config)
-    row = testing.evaluate(model, base, world)
+    row = evaluate(model, base, world)
     assert set(row) == {"general_loss", "domain_loss", "kl_to_base", "accuracy", "probability"}
     for scores in (row["accuracy"], row["probability"]):
         assert set(scores) == {"no_think", "think", "facts", "domain"}
-    windows = testing.heldout_windows(world.heldout_general, 64)
+    windows = heldout_windows(world.heldout_general, 64)
     p, q = (Categorical(logits=m(windows[:, :-1])) for m in (model, base))
     reverse = reference_kl(p, q).mean().item()
     assert row["kl_to_base"] == pytest.approx(reverse, rel=1e-4) and reverse > 0.1
     assert row["general_loss"] == pytest.approx(-p.log_prob(windows[:, 1:]).mean().item(), rel=1e-4)
     assert row["domain_loss"] < row["general_loss"]
-    assert testing.evaluate(base, base, world)["kl_to_base"] == 0
+    assert evaluate(base, base, world)["kl_to_base"] == 0
 
 
 def test_heldout_windows_use_every_token_once_as_a_target():
-    windows = testing.heldout_windows(torch.arange(20), block_size=6)
+    windows = heldout_windows(torch.arange(20), block_size=6)
     assert windows.tolist() == [list(range(i, i + 7)) for i in (0, 6, 12)]
-    assert testing.heldout_windows(torch.arange(21), 2, most=4)[:, 0].tolist() == [0, 6, 12, 18]
+    assert heldout_windows(torch.arange(21), 2, most=4)[:, 0].tolist() == [0, 6, 12, 18]
 
 
 # --- answers -------------------------------------------------------------------------------------
 
 def test_each_model_answers_each_prompt_and_sends_the_terminal_no_commands(world, model, capsys):
     prompt, answer = world.probes["domain"][0]
-    testing.show_answers({"base": model, "mol": model}, world, [prompt, "\x1b[31mred\x07"])
+    show_answers({"base": model, "mol": model}, world, [prompt, "\x1b[31mred\x07"])
     lines = capsys.readouterr().out.split("\n")
     right = answer.strip()
     assert lines[:4] == ["", f"> {prompt}", f"  base  {right}", f"  mol   {right}"]
@@ -98,14 +100,14 @@ def test_each_model_answers_each_prompt_and_sends_the_terminal_no_commands(world
 
 
 def test_what_is_printable():
-    assert testing.printable("a\x1b[31mb\x9b\u202e é \U0001f98a") == "a?[31mb?? é \U0001f98a"
+    assert printable("a\x1b[31mb\x9b\u202e é \U0001f98a") == "a?[31mb?? é \U0001f98a"
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 def test_a_checkpoint_gives_the_same_model_again(tmp_path, model):
-    testing.save_model(tmp_path / "x.pt", model)
-    again, tokens = testing.load_model(tmp_path / "x.pt"), torch.arange(10)[None]
+    save_model(tmp_path / "x.pt", model)
+    again, tokens = load_model(tmp_path / "x.pt"), torch.arange(10)[None]
     assert again.config == model.config and torch.equal(again(tokens), model(tokens))
 
 
@@ -130,7 +132,7 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_checkpoint_is_refused_and_runs_no_code(tmp_path, capsys, model, what):
     path = tmp_path / "x.pt"
-    testing.save_model(path, model)
+    save_model(path, model)
     torch.save(WRONG[what](torch.load(path, weights_only=True)), path)
     if what == "half":
         path.write_bytes(path.read_bytes()[:1000])
@@ -139,7 +141,7 @@ def test_a_wrong_checkpoint_is_refused_and_runs_no_code(tmp_path, capsys, model,
     elif what == "missing":
         path.unlink()
     with pytest.raises(BadInput, match="x.pt: .*not a checkpoint"):
-        testing.load_model(path)
+        load_model(path)
     assert not capsys.readouterr().out
 
 
@@ -154,9 +156,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(path), "write_bytes", half)
         with pytest.raises(OSError, match="x: cannot be written: No space left"):
-            testing.write_file(path, b"new")
+            write_file(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    testing.write_file(path, b"new")
+    write_file(path, b"new")
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
@@ -173,13 +175,13 @@ def test_a_program_ends_with_one_message_and_a_code(monkeypatch, capsys, error, 
 
     monkeypatch.setattr("sys.stdout", io.StringIO())  # in a notebook it has no fileno either
     with pytest.raises(SystemExit) as ended:
-        testing.run_program(main)
+        run_program(main)
     assert ended.value.code == code and capsys.readouterr().err == message
 
 
 def test_a_bug_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        testing.run_program(lambda: 1 / 0)
+        run_program(lambda: 1 / 0)
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -188,7 +190,7 @@ def test_eval_refuses_bad_input(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr("sys.argv", ["eval.py", *arguments])
     monkeypatch.setattr("sys.stdout", io.StringIO())
     with pytest.raises(SystemExit) as ended:
-        testing.run_program(testing.main)
+        run_program(eval.main)
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and error.count("error: ") == 1
 
@@ -200,5 +202,5 @@ def test_a_run_that_was_stopped_answers_with_the_models_that_it_has(tmp_path, mo
     (tmp_path / "seed0" / "mol.pt").unlink()
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["eval.py", "1+1=", "--out", str(tmp_path)])
-    testing.main()
+    eval.main()
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["base", "ce"]

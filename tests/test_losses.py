@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,9 +6,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence as reference_kl
 
 import losses
-from losses import (PADDING, cross_entropy, kl_divergence, mean_cross_entropy,
-                    mixture_of_losses)
-from plots.huggingface.hidden import mixture_from_hidden
+from losses import (PADDING, cross_entropy, kl_divergence, mean_cross_entropy, mixture_of_losses)
 
 IS_DOMAIN = torch.tensor([True, False, False, True])
 DIRECTIONS = ["reverse", "forward", "mean"]
@@ -64,6 +63,31 @@ def test_mixture_of_losses_by_hand():
         [(domain + general) / 3, domain / 3, general / 3])
 
 
+def test_the_gradients_of_the_docstring():
+    """CE: p - onehot. Reverse KL: p (log p - log p_0 - KL). Forward KL: p - p_0."""
+    logits, base_logits, targets = random_batch(B=2, T=1, dtype=torch.float64)
+    for direction in ("reverse", "forward"):
+        logits = logits.detach().requires_grad_()
+        loss, _, _ = mixture_of_losses(logits, targets, torch.tensor([True, False]),
+                                       base_logits[1:], direction)
+        loss.backward()
+        p, q = logits.detach().softmax(-1), base_logits.softmax(-1)
+        onehot = torch.nn.functional.one_hot(targets, 7)
+        ratio = (p / q).log()
+        of_kl = p * (ratio - (p * ratio).sum(-1, keepdim=True)) if direction == "reverse" else p - q
+        torch.testing.assert_close(2 * logits.grad[0], (p - onehot)[0])
+        torch.testing.assert_close(2 * logits.grad[1], of_kl[1])
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_kl_pushes_nowhere_while_the_model_is_the_base(direction):
+    logits, _, targets = random_batch()
+    logits.requires_grad_()
+    _, _, kl = mol(logits, logits.detach(), targets, direction=direction)
+    kl.backward()
+    assert kl.item() == pytest.approx(0, abs=1e-6) and logits.grad.abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_gradients(direction):
     logits, base_logits, targets = random_batch(T=2, V=3, dtype=torch.float64)
@@ -97,17 +121,16 @@ def test_the_flag_selects_the_loss(changed, rows):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_extreme_logits_are_finite(direction, dtype):
+def test_extreme_logits_are_finite(direction):
     g = torch.Generator().manual_seed(0)
-    logits, base_logits = (1e4 * torch.randint(-1, 2, (2, 50, 9), generator=g).to(dtype)
-                           for _ in range(2))
-    logits.requires_grad_()
-    targets = torch.zeros(2, 50, dtype=torch.int64)
-    loss, ce, kl = mixture_of_losses(logits, targets, torch.tensor([True, False]), base_logits[1:],
-                                     direction)
-    loss.backward()
-    assert loss.isfinite() and ce > 1000 and kl > 1000 and logits.grad.isfinite().all()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        logits, base_logits = (1e4 * torch.randint(-1, 2, (2, 50, 9), generator=g).to(dtype)
+                               for _ in range(2))
+        logits.requires_grad_()
+        loss, ce, kl = mixture_of_losses(logits, torch.zeros(2, 50, dtype=torch.int64),
+                                         torch.tensor([True, False]), base_logits[1:], direction)
+        loss.backward()
+        assert loss.isfinite() and ce > 1000 and kl > 1000 and logits.grad.isfinite().all()
 
 
 def test_zeros_in_a_distribution():
@@ -150,24 +173,19 @@ def test_the_mean_runs_over_sequences_and_skips_padding():
     assert mean_cross_entropy(torch.full((1, 2, 3), -math.inf), torch.full((1, 2), PADDING)) == 0
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("what", [math.nan, -math.inf, math.inf])
-@pytest.mark.parametrize("side", ["model", "base", "both"])
-def test_padding_counts_nowhere_whatever_stands_there(direction, what, side):
-    """Neither in the loss nor in the gradient."""
-    logits, base_logits = torch.zeros(2, 2, 3), torch.zeros(1, 2, 3)
+def test_padding_counts_nowhere_whatever_stands_there():
+    """Neither in the loss nor in the gradient, in the model's logits and in the base's."""
     targets, is_domain = torch.tensor([[0, PADDING], [0, PADDING]]), torch.tensor([True, False])
-    expected = mixture_of_losses(logits, targets, is_domain, base_logits, direction)
-    if side != "base":
-        logits[:, 1] = what
-    if side != "model":
-        base_logits[0, 1] = what
-    logits.requires_grad_()
-    with torch.autograd.set_detect_anomaly(True):  # no nan on the way back either
-        found = mixture_of_losses(logits, targets, is_domain, base_logits, direction)
-        found[0].backward()
-    assert found == expected and logits.grad.isfinite().all()
-    assert (logits.grad[:, 1] == 0).all() and logits.grad[0, 0].abs().sum() > 0
+    for direction, what in itertools.product(DIRECTIONS, (math.nan, -math.inf, math.inf)):
+        logits, base_logits = torch.zeros(2, 2, 3), torch.zeros(1, 2, 3)
+        expected = mixture_of_losses(logits, targets, is_domain, base_logits, direction)
+        logits[:, 1] = base_logits[0, 1] = what
+        logits.requires_grad_()
+        with torch.autograd.set_detect_anomaly(True):  # no nan on the way back either
+            found = mixture_of_losses(logits, targets, is_domain, base_logits, direction)
+            found[0].backward()
+        assert found == expected and logits.grad.isfinite().all()
+        assert (logits.grad[:, 1] == 0).all() and logits.grad[0, 0].abs().sum() > 0
 
 
 def test_an_empty_batch_has_loss_zero():
@@ -182,172 +200,35 @@ def test_strength_weighs_the_kl():
     assert one == ce + kl and mol(*batch, strength=3.0) == (ce + 3 * kl, ce, kl)
 
 
+def test_strength_zero_leaves_the_cross_entropy_even_if_the_kl_is_infinite():
+    logits, base_logits, targets = random_batch()
+    base_logits[1, 0, 0] = -math.inf
+    loss, ce, kl = mol(logits, base_logits, targets, strength=0.0)
+    assert kl == math.inf and loss == ce
+
+
 def test_bad_arguments():
     logits, base_logits, targets = random_batch()
     with pytest.raises(ValueError, match="direction"):
         kl_divergence(logits, base_logits, "sideways")
-    # The last one would broadcast in silence.
-    for bad in (base_logits, None, base_logits[~IS_DOMAIN, :1]):
-        with pytest.raises(ValueError, match="base_logits"):
-            mixture_of_losses(logits, targets, IS_DOMAIN, bad)
+    # Each of these gave a number once.
+    for told, changed in [
+            ("base_logits", {"base_logits": base_logits}), ("base_logits", {"base_logits": None}),
+            ("base_logits", {"base_logits": base_logits[:2, :1]}),
+            ("same shape", {"base_logits": base_logits[:2, :, :6]}),
+            ("logits", {"logits": torch.randn(4, 9, 7)}),
+            ("logits", {"logits": torch.randn(5, 5, 7)}),
+            ("is_domain", {"is_domain": IS_DOMAIN[:1]}),
+            ("is_domain", {"is_domain": IS_DOMAIN[:, None]}),
+            ("logits", {"targets": targets[:, :4]}), ("is_domain", {"targets": targets[:3]}),
+            ("targets", {"targets": targets.clamp(max=-1)}), ("targets", {"targets": targets + 1})]:
+        arguments = {"logits": logits, "targets": targets, "is_domain": IS_DOMAIN,
+                     "base_logits": base_logits[:2]} | changed
+        with pytest.raises(ValueError, match=told):
+            mixture_of_losses(**arguments)
 
 
-def test_flags_may_be_zero_and_one():
+def test_flags_may_be_zero_and_one_and_targets_int32():
     logits, base_logits, targets = random_batch()
     found = mixture_of_losses(logits, targets, IS_DOMAIN.long(), base_logits[~IS_DOMAIN])
-    assert found == mol(logits, base_logits, targets)
-
-
-# --- from hidden states --------------------------------------------------------------------------
-
-def hidden_batch(dtype=torch.float32):
-    """Hidden states and heads of a model and of a narrower base, and targets with padding."""
-    g = torch.Generator().manual_seed(0)
-    hidden, head, base_hidden, base_head = (
-        torch.randn(*shape, generator=g, dtype=dtype)
-        for shape in ((4, 5, 6), (7, 6), (4, 5, 3), (7, 3)))
-    targets = torch.randint(7, (4, 5), generator=g)
-    targets[0, 3:] = targets[2] = targets[3, 4:] = PADDING
-    return hidden.requires_grad_(), head.requires_grad_(), base_hidden, base_head, targets
-
-
-def from_hidden(hidden, head, base_hidden, base_head, targets, is_domain=IS_DOMAIN, **options):
-    return mixture_from_hidden(hidden, head, targets, is_domain, base_hidden[~is_domain], base_head,
-                               **options)
-
-
-def from_logits(hidden, head, base_hidden, base_head, targets, is_domain=IS_DOMAIN, **options):
-    return mixture_of_losses(hidden @ head.T, targets, is_domain,
-                             base_hidden[~is_domain] @ base_head.T, **options)
-
-
-def assert_same(found, expected, wanted, **tolerance):
-    """The three scalars, and their gradients by the wanted tensors."""
-    torch.testing.assert_close(found, expected)
-    for part, other in zip(found, expected):
-        if other.grad_fn:
-            torch.testing.assert_close(
-                *(torch.autograd.grad(x, wanted, retain_graph=True, materialize_grads=True)
-                  for x in (part, other)), **tolerance)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 256])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("domain_rows", [[0, 3], [0, 1, 2, 3], []])
-def test_hidden_states_give_the_same_losses_and_gradients(direction, chunk, domain_rows):
-    batch = hidden_batch(torch.float64)
-    is_domain = torch.zeros(4, dtype=torch.bool)
-    is_domain[domain_rows] = True
-    options = {"is_domain": is_domain, "direction": direction, "strength": 0.7}
-    assert_same(from_hidden(*batch, chunk=chunk, **options), from_logits(*batch, **options),
-                batch[:2])
-
-
-def test_hidden_states_under_autocast():
-    batch = hidden_batch()
-    with torch.autocast("cpu", torch.bfloat16):
-        plain, found = from_logits(*batch), from_hidden(*batch, chunk=3)
-        assert_same(found, plain, batch[:2], atol=1e-2, rtol=1e-2)
-
-
-def test_logits_never_exist_whole(monkeypatch):
-    """log_probs sees one chunk at a time, and no logits are kept for the backward pass."""
-    sizes, kept, real = [], [], losses.log_probs
-    monkeypatch.setattr(losses, "log_probs", lambda logits: sizes.append(logits.numel() // 7)
-                        or real(logits))
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
-        loss = from_hidden(*hidden_batch(), chunk=3)[0]
-    assert max(sizes) == 3 and sum(sizes) == 10 + 2 * 10  # CE of 10 tokens, both sides of 10 KLs
-    assert all(shape[-1:] != (7,) for shape in kept)
-    loss.backward()
-    assert max(sizes) == 3 and sum(sizes) == 2 * (10 + 2 * 10)  # computed again
-
-
-def test_a_frozen_head_and_no_gradients():
-    """As with adapters, and as in evaluation."""
-    hidden, head, *rest = hidden_batch()
-    assert_same(from_hidden(hidden, head.detach(), *rest),
-                from_logits(hidden, head.detach(), *rest), [hidden])
-    with torch.inference_mode():
-        assert not from_hidden(hidden, head, *rest)[0].requires_grad
-
-
-def test_hidden_states_at_padding_count_nowhere():
-    hidden, head, base_hidden, base_head, targets = hidden_batch()
-    padding = (targets == PADDING).unsqueeze(-1)
-    nan = hidden.masked_fill(padding, math.nan), base_hidden.masked_fill(padding, math.nan)
-    assert_same(from_hidden(nan[0], head, nan[1], base_head, targets),
-                from_logits(hidden, head, base_hidden, base_head, targets), (hidden, head))
-
-
-def test_only_the_model_learns_from_hidden_states():
-    *tensors, targets = hidden_batch(torch.bfloat16)
-    loss, _, _ = from_hidden(*(x.requires_grad_() for x in tensors), targets)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert [x.grad is not None for x in tensors] == [True, True, False, False]
-
-
-def test_bad_hidden_states():
-    hidden, head, base_hidden, base_head, targets = hidden_batch()
-    for told, *bad in [("base_hidden", base_hidden, base_head), ("base_hidden",),
-                       ("base_hidden", base_hidden[:2, :1], base_head),
-                       ("base_logits", base_hidden[:2], base_head[:6])]:
-        with pytest.raises(ValueError, match=told):
-            mixture_from_hidden(hidden, head, targets, IS_DOMAIN, *bad)
-
-
-@pytest.mark.parametrize("told, changed", [
-    ("hidden", {"hidden": torch.randn(4, 9, 6)}), ("hidden", {"hidden": torch.randn(5, 5, 6)}),
-    ("is_domain", {"is_domain": IS_DOMAIN[:1]}), ("is_domain", {"is_domain": IS_DOMAIN[:, None]}),
-    ("hidden", {"targets": torch.zeros(4, 4, dtype=torch.int64)}),
-    ("is_domain", {"targets": torch.zeros(5, 5, dtype=torch.int64)})])
-def test_every_shape_is_checked_against_the_targets(told, changed):
-    """Each of these gave a number once."""
-    hidden, head, base_hidden, base_head, targets = hidden_batch()
-    x = {"hidden": hidden, "targets": targets, "is_domain": IS_DOMAIN} | changed
-    base_hidden = base_hidden[:int((~x["is_domain"]).sum()), :x["targets"].shape[1]]
-    with pytest.raises(ValueError, match=f"^{told} begins"):
-        mixture_from_hidden(x["hidden"], head, x["targets"], x["is_domain"], base_hidden, base_head)
-    with pytest.raises(ValueError, match=f"^{told.replace('hidden', 'logits')} begins"):
-        mixture_of_losses(x["hidden"] @ head.T, x["targets"], x["is_domain"],
-                          base_hidden @ base_head.T)
-
-
-def test_a_head_may_be_a_function():
-    """With a bias and a soft cap, and another cap for the base."""
-    hidden, weight, base_hidden, base_weight, targets = hidden_batch(torch.float64)
-    bias = torch.randn(7, dtype=torch.float64, requires_grad=True)
-
-    def head(hidden):
-        return 2 * torch.tanh((hidden @ weight.T + bias) / 2)
-
-    def base_head(hidden):
-        return torch.tanh(hidden @ base_weight.T)
-
-    assert_same(from_hidden(hidden, head, base_hidden, base_head, targets, chunk=3),
-                mixture_of_losses(head(hidden), targets, IS_DOMAIN,
-                                  base_head(base_hidden[~IS_DOMAIN])), (hidden, weight, bias))
-
-
-def test_the_chunk_follows_the_vocabulary(monkeypatch):
-    """16 million logits at a time, or 16 tokens."""
-    sizes, real = [], losses.log_probs
-    monkeypatch.setattr(losses, "log_probs", lambda logits: sizes.append(logits.shape[-2])
-                        or real(logits))
-    hidden, targets = torch.zeros(1, 300, 1), torch.zeros(1, 300, dtype=torch.int64)
-    for vocab_size, chunk in ((2**17, 128), (2**21, 16)):
-        sizes.clear()
-        with torch.no_grad():
-            mixture_from_hidden(hidden[:, :2 * chunk], torch.zeros(vocab_size, 1),
-                                targets[:, :2 * chunk], torch.ones(1))
-        assert sizes == [chunk, chunk, 0, 0]  # there are no general rows
-
-
-@pytest.mark.parametrize("rows, tokens", [(0, 5), (4, 0)])
-def test_no_hidden_states_have_loss_zero(rows, tokens):
-    hidden, head, _, _, targets = hidden_batch()
-    loss, ce, kl = mixture_from_hidden(hidden[:rows, :tokens], head, targets[:rows, :tokens],
-                                       torch.ones(rows))
-    loss.backward()
-    assert loss == ce == kl == 0 and head.grad.eq(0).all()
+    assert found == mol(logits, base_logits, targets) == mol(logits, base_logits, targets.int())

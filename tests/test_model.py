@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
-from model import GPT, GPTConfig, LoRA, add_lora, merge_lora, rotary_angles, rotate
+from model import GPT, GPTConfig, add_lora, merge_lora, rotary_angles, rotate
 
 SMALL = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16)
 
@@ -128,6 +129,10 @@ def test_a_model_made_on_the_meta_device_computes_the_same():
     assert torch.equal(empty(tokens), model(tokens))
 
 
+def lora_of(layer):
+    return layer.parametrizations.weight[0]
+
+
 def trained_with_lora():
     """A model with trained adapters, and tokens."""
     model, tokens = small_model(), torch.randint(SMALL.vocab_size, (2, 8))
@@ -152,7 +157,7 @@ def test_lora_merges_into_a_plain_model():
     assert torch.allclose(plain(tokens), model(tokens), atol=1e-5)
     assert set(plain.state_dict()) == set(GPT(SMALL).state_dict())
     assert plain.head.weight is plain.token_embedding.weight
-    assert any(isinstance(layer, LoRA) for layer in model.modules())  # the model stays as it is
+    assert is_parametrized(model.head)  # the model stays as it is
 
 
 def test_a_copy_of_a_model_with_lora_is_independent():
@@ -161,9 +166,10 @@ def test_a_copy_of_a_model_with_lora_is_independent():
     other = copy.deepcopy(model)
     merge_lora(model)
     assert torch.equal(other(tokens), after) and torch.equal(model(tokens), after)
-    assert other.head.up is other.token_embedding.up  # still tied
+    lora = lora_of(other.head)
+    assert lora is lora_of(other.token_embedding)  # still tied
     with torch.no_grad():
-        other.head.up.add_(1.0)
+        lora.up.add_(1.0)
     assert not torch.allclose(other(tokens), after) and torch.equal(model(tokens), after)
 
 
@@ -172,9 +178,9 @@ def test_lora_is_up_times_down():
     weight = model.blocks[0].attn.proj.weight.detach().clone()
     add_lora(model, rank=2)
     layer = model.blocks[0].attn.proj
-    layer.up.data = torch.randn_like(layer.up)
-    expected = weight + torch.einsum("or,ri->oi", layer.up, layer.down)
-    assert torch.allclose(layer.weight, expected)
+    lora = lora_of(layer)
+    lora.up.data = torch.randn_like(lora.up)
+    assert torch.allclose(layer.weight, weight + torch.einsum("or,ri->oi", lora.up, lora.down))
 
 
 def test_lora_twice_is_refused():
@@ -189,5 +195,5 @@ def test_lora_on_a_bfloat16_model():
     add_lora(model, rank=2)
     tokens = torch.randint(SMALL.vocab_size, (2, 8))
     model(tokens).float().mean().backward()
-    assert model.head.up.dtype == torch.bfloat16 and model.head.up.grad.isfinite().all()
+    assert lora_of(model.head).up.dtype == torch.bfloat16 and lora_of(model.head).up.grad.isfinite().all()
     assert merge_lora(model)(tokens).dtype == torch.bfloat16
