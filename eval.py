@@ -221,22 +221,17 @@ class Once(argparse.Action):
 
 def run_program(program):
     """Run program() and exit: 0, 2 with a message for bad input, or 130 after Ctrl-C."""
-    message, code = "", 0
     try:
         if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no encoding
             sys.stdout.reconfigure(errors="replace")
         program()
-        print(end="", flush=True)
-    except (BadInput, OSError, KeyboardInterrupt) as error:
-        code = 130 if isinstance(error, KeyboardInterrupt) else 2
-        message = f"error: {error}" if code == 2 else "stopped; the methods that finished are kept"
-    if message:
-        print(printable(message), file=sys.stderr)
-    try:
-        print(end="", flush=True)
-    except OSError:  # a closed output: exit must not try again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("stopped; the methods that finished are kept", file=sys.stderr)
+        sys.exit(130)
+    except (BadInput, OSError) as error:
+        print(printable(f"error: {error}"), file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 import math
 
@@ -138,6 +137,8 @@ def trained_with_lora():
     model, tokens = small_model(), torch.randint(SMALL.vocab_size, (2, 8))
     before = model(tokens)
     add_lora(model, rank=2)
+    with pytest.raises(ValueError, match="adapters already"):
+        add_lora(model, rank=2)
     assert torch.equal(model(tokens), before)  # it starts as what it was
     learnt = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert {name.rpartition(".")[2] for name in learnt} == {"up", "down"}
@@ -158,19 +159,7 @@ def test_lora_merges_into_a_plain_model():
     assert set(plain.state_dict()) == set(GPT(SMALL).state_dict())
     assert plain.head.weight is plain.token_embedding.weight
     assert is_parametrized(model.head)  # the model stays as it is
-
-
-def test_a_copy_of_a_model_with_lora_is_independent():
-    model, tokens = trained_with_lora()
-    after = model(tokens)
-    other = copy.deepcopy(model)
-    merge_lora(model)
-    assert torch.equal(other(tokens), after) and torch.equal(model(tokens), after)
-    lora = lora_of(other.head)
-    assert lora is lora_of(other.token_embedding)  # still tied
-    with torch.no_grad():
-        lora.up.add_(1.0)
-    assert not torch.allclose(other(tokens), after) and torch.equal(model(tokens), after)
+    assert lora_of(model.head) is lora_of(model.token_embedding)  # tied
 
 
 def test_lora_is_up_times_down():
@@ -181,19 +170,3 @@ def test_lora_is_up_times_down():
     lora = lora_of(layer)
     lora.up.data = torch.randn_like(lora.up)
     assert torch.allclose(layer.weight, weight + torch.einsum("or,ri->oi", lora.up, lora.down))
-
-
-def test_lora_twice_is_refused():
-    model = small_model()
-    add_lora(model, rank=2)
-    with pytest.raises(ValueError, match="adapters already"):
-        add_lora(model, rank=2)
-
-
-def test_lora_on_a_bfloat16_model():
-    model = small_model().bfloat16()
-    add_lora(model, rank=2)
-    tokens = torch.randint(SMALL.vocab_size, (2, 8))
-    model(tokens).float().mean().backward()
-    assert lora_of(model.head).up.dtype == torch.bfloat16 and lora_of(model.head).up.grad.isfinite().all()
-    assert merge_lora(model)(tokens).dtype == torch.bfloat16

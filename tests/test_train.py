@@ -2,11 +2,7 @@ import functools
 import io
 import json
 import math
-import os
 import re
-import runpy
-import shutil
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
@@ -20,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 import eval
 import losses
 import train
-from eval import heldout_losses, heldout_windows, load_model, run_program
+from eval import heldout_losses, load_model, run_program
 from model import GPT, GPTConfig
 from train import METHODS, Method
 
@@ -163,15 +159,6 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
-def test_several_seeds(tmp_path):
-    found, output = finished(tmp_path, "--seed", 0, 1, "--methods", "mol")
-    starts = [(row["method"], row["seed"]) for row in found if row["step"] == 0]
-    assert starts == [("base", 0), ("mol", 0), ("base", 1), ("mol", 1)]
-    assert found[0]["general_loss"] != found[4]["general_loss"]
-    line, = (line for line in output.splitlines() if line.startswith("| mol"))
-    assert line.count("(") == 8  # every metric with its range over seeds
-
-
 def test_lora(tmp_path):
     """Adapters change the weights by a matrix of their rank. A checkpoint is a plain GPT."""
     found, _ = finished(tmp_path, "--lora-rank", 2, "--lr", 1e-2, "--methods", "ce", "mol")
@@ -229,16 +216,6 @@ def test_eval_says_that_a_run_is_of_another_version(short, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(tmp_path)])
     code, _, errors = program(eval.main)
     assert code == 2 and "has no general_files" in errors and errors.count("\n") == 1
-
-
-def test_the_output_folder_is_not_read(tmp_path):
-    """A second run reads what the first one read."""
-    (tmp_path / "a.txt").write_text("the cat sat on the mat and looked at the moon. " * 200)
-    domain = tmp_path / ".domain.txt"
-    domain.write_text("def f(x): return x + 1\n" * 300)
-    read = [re.findall("read .*", finished(tmp_path / "out", "--general", tmp_path, "--domain",
-                                           domain, "--methods", "ce")[1]) for _ in range(2)]
-    assert read[0] == read[1] and len(read[0]) == 2
 
 
 @pytest.mark.parametrize("content, reason", [
@@ -313,15 +290,7 @@ def file_as_seed_folder(folder):
     return folder
 
 
-def unwritable_seed_folder(folder):
-    if sys.platform != "linux":
-        pytest.skip("needs a folder that not even root can write to")
-    (folder / "seed0").symlink_to("/proc/self")
-    return folder
-
-
-@pytest.mark.parametrize("make", [file_above, file_as_seed_folder, unwritable_seed_folder,
-                                  lambda folder: folder / ("x" * 300)])
+@pytest.mark.parametrize("make", [file_above, file_as_seed_folder])
 def test_a_folder_that_cannot_be_written_is_refused_and_keeps_its_results(tmp_path, make):
     for name in ("metrics.jsonl", "settings.json", "seed1/mol.pt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -351,9 +320,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, value):
     assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}  # finished results stay
 
 
-@pytest.mark.parametrize("flags", [("--lr", 1e9, "--steps", 1), ("--base-lr", 1e9, "--base-steps", 1)])
-def test_a_model_that_the_last_step_ruins_stops_the_run(tmp_path, flags):
-    assert "learning rate" in refused(tmp_path, *flags)
+def test_a_model_that_the_last_step_ruins_stops_the_run(tmp_path):
+    assert "learning rate" in refused(tmp_path, "--lr", 1e9, "--steps", 1)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
@@ -370,63 +338,6 @@ def test_ctrl_c_is_one_message_and_a_bug_is_not_hidden(tmp_path, monkeypatch, er
             run(*arguments)
     assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}
     assert (tmp_path / "seed0" / "mol.pt").exists()
-
-
-# --- the programs themselves, in a copy of the repository ----------------------------------------
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory, texts):
-    """A copy of train.py, which has a folder of bases of its own, and a short command line."""
-    folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "plots", folder / "plots", ignore=shutil.ignore_patterns("*.png"))
-    for file in ROOT.glob("*.py"):
-        shutil.copy(file, folder)
-    return folder / "train.py", tiny(*own(texts))
-
-
-def shell(script, command, folder, **environment):
-    """Run a bash command in which `train` and `ask` are the programs -> the finished process."""
-    path, arguments = script
-    train_words, ask_words = (" ".join(f"'{word}'" for word in (sys.executable, *words)) for words
-                              in ((path, *arguments), (path.with_name("eval.py"),)))
-    command = f"train() {{ {train_words} \"$@\"; }}; ask() {{ {ask_words} \"$@\"; }}; {command}"
-    return subprocess.run(["bash", "-c", command], cwd=folder, text=True, capture_output=True,
-                          env=os.environ | {"PYTHONUNBUFFERED": ""} | environment)
-
-
-def test_percent_run_in_a_notebook(script, tmp_path, monkeypatch):
-    """There the output has no fileno, and one process runs the program again and again."""
-    path, arguments = script
-    for more, expected in [([], 0), (["--strength", "inf"], 2)]:
-        monkeypatch.setattr(sys, "argv", [str(path), *arguments, "--out", str(tmp_path), *more])
-        code, output, errors = program(lambda: runpy.run_path(str(path), run_name="__main__"))
-        assert (code, bool(errors), "threads, to" in output) == (expected, expected > 0, not expected)
-
-
-def test_the_notebooks_backend_of_matplotlib_is_not_needed(script, tmp_path):
-    done = shell(script, "train --help", tmp_path,
-                 MPLBACKEND="module://matplotlib_inline.backend_inline")
-    assert done.returncode == 0 and not done.stderr and "usage" in done.stdout
-
-
-@pytest.mark.parametrize("command, code", [
-    ("train >&-", 0), ("train | true; exit ${PIPESTATUS[0]}", 2),
-    ("train > /dev/null; ask > /dev/full", 2)])
-def test_output_that_cannot_be_written_gives_no_traceback(script, tmp_path, command, code):
-    if "/dev/full" in command and not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
-    done = shell(script, command, tmp_path)
-    assert done.returncode == code and done.stderr.count("\n") == (code > 0)
-    assert done.stderr.startswith("error: ") == (code > 0)
-
-
-@pytest.mark.parametrize("kibibytes", [1, 40])
-def test_a_full_disk_is_one_message_and_leaves_no_half_file(script, tmp_path, kibibytes):
-    """A limit on the size of files: nothing can be written, or the metrics but no checkpoint."""
-    done = shell(script, f"ulimit -f {kibibytes}; train", tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "cannot be written" in done.stderr
-    assert not list(tmp_path.rglob("*.tmp")) and not list(script[0].parent.rglob("*.tmp"))
 
 
 # --- the base ------------------------------------------------------------------------------------
@@ -453,10 +364,8 @@ def test_a_base_is_used_again(pretrained, capsys):
         assert torch.equal(base.head.weight, first.head.weight)
 
 
-@pytest.mark.parametrize("change", [
-    ("--base-steps", 2), ("--base-lr", 1e-3), ("--base-batch-size", 3), ("--n-layer", 2),
-    (    "--dtype", "bfloat16"), ("--vocab-size", 300), "seed", "threads", "code",
-    "the pretraining text"])
+@pytest.mark.parametrize("change", [("--base-lr", 1e-3), ("--dtype", "bfloat16"), "seed",
+                                    "threads", "code", "the pretraining text"])
 def test_a_base_is_not_used_for_another_pretraining(pretrained, monkeypatch, change):
     s, seed = settings(), 0
     world = train.data.make_world(s, 0)
@@ -512,7 +421,8 @@ def test_the_base_is_the_best_on_heldout_text(monkeypatch, capsys):
     monkeypatch.setattr(train, "next_token_loss", turning)
     base = train.pretrain(s, 0, world)
     loss, _ = heldout_losses(base, world.heldout_general)
-    kept, told = re.search(r"kept step (\d+) of 20, held-out loss (.*)", capsys.readouterr().out).groups()
+    kept, told = re.search(r"kept step (\d+) of 20, held-out loss (.*)",
+                           capsys.readouterr().out).groups()
     assert 9 <= int(kept) <= 13 and float(told) == pytest.approx(loss, abs=0.01)
 
 
