@@ -12,9 +12,8 @@ position shows what each loss teaches; p = p_theta:
     CE     p - onehot(s_i)               pushes up the text's token, right or wrong
     KL     p (log p - log p_0 - KL)      pushes towards the base; the text's token does not occur
 
-As long as the model equals the base, the KL pushes nowhere.
-
-An example with two words in the vocabulary and one token per sequence:
+As long as the model equals the base, the KL pushes nowhere. An example with two words in the
+vocabulary and one token per sequence:
 
     domain    p_theta = (1/2, 1/2), the token is word 0    CE = log 2 = 0.693
     general   p_theta = (1/2, 1/2), p_0 = (1/4, 3/4)       KL = 1/2 log 2 + 1/2 log(2/3) = 0.144
@@ -112,8 +111,7 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     targets      (B, T)     the next tokens; general rows use them only to find the padding
     is_domain    (B,) bool  the flag that selects the loss of each sequence
     base_logits  (G, T, V)  of the frozen base, for the G general rows in batch order; None if G = 0
-    direction               of the KL, see kl_divergence
-    strength                weight of the KL; 1 is MoL as in the formula above
+    direction, strength     of the KL: see kl_divergence, and its weight
 
     Returns three scalars in nats per token. Raises ValueError if the shapes do not fit.
 
@@ -128,4 +126,5 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     kl = per_sequence(kl_divergence(logits[is_general], base_logits, direction),
                       targets[is_general])
     ce_part, kl_part = ce.sum() / B, kl.sum() / B
-    return ce_part + (strength * kl_part if strength else 0.0), ce_part, kl_part  # no 0 * inf
+    loss = ce_part + strength * kl_part if strength else ce_part  # 0 * infinity is NaN
+    return loss, ce_part, kl_part
