@@ -6,10 +6,13 @@ four kinds: stories, two-digit sums answered at once (no_think), the same sums w
 invented telephone exchange. A seed gives the same world on every machine.
 """
 
+import heapq
+import os
 import random
+import time
 import unicodedata
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,31 +145,41 @@ WORD = (r" ?[\p{L}\p{M}\u200c\u200d]{1,24}|\p{N}| ?[^\s\p{L}\p{M}\p{N}\u200c\u20
 def learn_tokenizer(text, vocab_size):
     """Byte-level BPE (arXiv 1508.07909) from the 20,000 most frequent words -> tiktoken.Encoding.
 
-    Merges the most frequent pair of tokens until the vocabulary is full or no pair occurs twice.
+    Merges the most frequent pair of tokens, of equals the largest, until the vocabulary is full or
+    no pair occurs twice.
     """
     counts = Counter(regex.findall(WORD, text)).most_common(20_000)
     words = [[bytes([b]) for b in word.encode()] for word, _ in counts]
-    pair_count, pair_words = Counter(), defaultdict(set)
+    pair_count, pair_words, changes, heap = Counter(), defaultdict(set), Counter(), []
 
     def count_pairs(i, sign):
         for pair in zip(words[i], words[i][1:]):
-            pair_count[pair] += sign * counts[i][1]
+            changes[pair] += sign * counts[i][1]
             pair_words[pair].add(i)
 
     for i in range(len(words)):
         count_pairs(i, 1)
-    vocabulary = {bytes([b]): b for b in range(256)}
-    while len(vocabulary) < vocab_size and pair_count:
-        highest = max(pair_count.values())
-        if highest < 2:
+    vocabulary, shown = {bytes([b]): b for b in range(256)}, time.perf_counter()
+    while len(vocabulary) < vocab_size:
+        for pair, change in changes.items():
+            pair_count[pair] += change
+            if change and pair_count[pair] > 1:  # first: the highest count, then the largest pair
+                order = [(*(-b for b in piece), 1) for piece in pair]
+                heapq.heappush(heap, (-pair_count[pair], order, pair))
+        changes.clear()
+        if not heap:
             break
-        best = max(pair for pair, count in pair_count.items() if count == highest)
+        count, _, best = heapq.heappop(heap)
+        if -count != pair_count[best]:
+            continue  # the count has changed since, so the pair is in the heap again
         vocabulary.setdefault(best[0] + best[1], len(vocabulary))
         for i in pair_words.pop(best):
             count_pairs(i, -1)
             words[i] = merge(words[i], best)
             count_pairs(i, 1)
-        del pair_count[best]
+        if time.perf_counter() > shown + 5:
+            shown = time.perf_counter()
+            print(f"tokenizer: {len(vocabulary):,} of {vocab_size:,} tokens", flush=True)
     return tiktoken.Encoding("toy", pat_str=WORD, mergeable_ranks=vocabulary, special_tokens={})
 
 
@@ -203,7 +216,8 @@ def windows(tokens, count, block_size, generator):
 def batches(domain, general, n_domain, n_general, block_size, seed):
     """Endless batches: n_domain rows of domain text, then n_general rows of general text.
 
-    Each corpus has its own random stream, so all methods read the same domain rows.
+    Each corpus has its own random stream, so all methods read the same domain rows. `seed` names
+    the two streams. Any value can be a name: 0, or "pretraining 0".
     """
     of_domain, of_general = (
         torch.Generator().manual_seed(random.Random(f"{corpus} batches {seed}").getrandbits(63))
@@ -232,22 +246,25 @@ class World:
 
 def make_world(settings, seed):
     """The world of train.Settings and a seed. Raises BadInput if a text is too short."""
-    if settings.general_files:
-        world = text_world(settings.general_files, settings.domain_files, settings.vocab_size, settings.out)
+    own = settings.general_files
+    if own:
+        world = text_world(own, settings.domain_files, settings.vocab_size)
     else:
         world = toy_world(seed, settings.general_errors, settings.error_kind, settings.vocab_size,
                           general_documents=settings.general_documents)
-    for name in ("pretraining", "general", "domain", "heldout_general", "heldout_domain"):
+    texts = {}
+    for name in ("general", "domain", "heldout_general", "heldout_domain", "pretraining"):
         tokens = getattr(world, name)
         if len(tokens) <= settings.block_size:
-            raise BadInput(f"the {name.replace('_', ' ')} text is too short: {len(tokens)} tokens, "
-                           f"--block-size {settings.block_size} needs more")
-        setattr(world, name, tokens.to(settings.device))
+            flag = ("--domain" if "domain" in name else "--general") if own else "the toy world"
+            raise BadInput(f"{flag}: too short, {len(tokens)} tokens of {name.replace('_', ' ')} "
+                           f"text, --block-size {settings.block_size} needs more")
+        texts[name] = tokens.to(settings.device)
     longest = max((len(encode(world.tokenizer, "\n" + prompt + answer))
                    for probes in world.probes.values() for prompt, answer in probes), default=0)
     if longest > settings.block_size + 1:
         raise BadInput(f"--block-size {settings.block_size}: use at least {longest - 1}")
-    return world
+    return replace(world, **texts)
 
 
 def toy_world(seed, general_errors=0.0, error_kind="bias", vocab_size=512,
@@ -276,50 +293,86 @@ class BadInput(ValueError):
     """A setting or a file that cannot be used. The message is for the user."""
 
 
-def text_world(general_paths, domain_paths, vocab_size, out):
+def text_world(general_paths, domain_paths, vocab_size):
     """The world of UTF-8 files and folders. Its pretraining text is the general text."""
-    general = read_texts("general", general_paths, out)
-    domain = read_texts("domain", domain_paths, out)
-    general = [text for text in general if text not in domain]
-    if not general:
-        raise BadInput("--general: all its texts are in --domain too")
-    general, heldout_general = hold_out("general", general)
+    domain = read_texts("domain", domain_paths)
+    known = {one_line(part) for text in domain for part in (text, *text.splitlines())}
+    general, heldout_general = hold_out("general", read_texts("general", general_paths, known))
     domain, heldout_domain = hold_out("domain", domain)
     tokenizer = learn_tokenizer(general, vocab_size)
-    texts = general, general, domain, heldout_general, heldout_domain
-    prompts = [" ".join(text[:200].split())[:60] for text in (heldout_general, heldout_domain)]
-    return World(tokenizer, *(encode(tokenizer, text) for text in texts), {}, prompts)
+    texts = general, domain, heldout_general, heldout_domain
+    tokens = [encode(tokenizer, text) for text in texts]
+    prompts = [one_line(text[:200])[:60] for text in (heldout_general, heldout_domain)]
+    return World(tokenizer, tokens[0], *tokens, {}, prompts)
 
 
-def read_texts(corpus, paths, out):
-    """The texts of files, and of all files in folders, without copies of each other.
+def one_line(text):
+    """The text with single blanks for white space. Copies are equal in this form."""
+    return " ".join(text.split())
 
-    Ignores hidden files and the folder `out`. In folders, skips files that are not UTF-8 text.
+
+def is_long(line):
+    """Has it 20 letters and digits? Two texts hardly share such a line by chance."""
+    return sum(map(str.isalnum, line)) >= 20
+
+
+def without(known, text):
+    """The text without lines in `known` that are long or follow one that goes.
+
+    So a larger file loses the domain files inside it. A text that is in `known` goes as a whole.
     """
-    texts, skipped = [], []
+    kept, gone = [], False
+    for line in text.splitlines(keepends=True) if one_line(text) not in known else ():
+        gone = one_line(line) in known and (gone or is_long(line))
+        kept += [] if gone else [line]
+    return "".join(kept)
+
+
+def read_texts(corpus, paths, known=()):
+    """The texts of files, and of all files in folders, without copies and without `known` text.
+
+    In folders, ignores hidden files. Names what it skips: results of train.py, and no UTF-8 text.
+    """
+    texts, count, dropped, skipped = {}, 0, 0, defaultdict(list)
     for path in map(Path, paths):
-        folder, ignored = path.resolve(), Path(out).resolve()
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            inner = file.relative_to(path)
-            if (file.is_dir() or any(part.startswith((".", "__pycache__")) for part in inner.parts)
-                    or folder in ignored.parents and ignored in (folder / inner).parents):
+        files = sorted([path, *path.rglob("*")])
+        runs = {file.parent for file in files[1:] if file.name in (".lock", "metrics.jsonl")
+                and file.with_name("settings.json").exists()}
+        if runs:
+            skipped["made by train.py"] += map(str, sorted(runs))
+        for file in files:
+            inner = file.relative_to(path).parts
+            if (os.path.isdir(file) and os.access(file, os.R_OK | os.X_OK)
+                    or any(part.startswith((".", "__pycache__")) for part in inner)
+                    or not runs.isdisjoint(file.parents)):
                 continue
             try:
-                texts.append(read_text(file))
+                text = read_text(file)
             except (OSError, ValueError) as error:
                 if file == path:
                     raise BadInput(f"--{corpus} {path}: {getattr(error, 'strerror', 0) or error}")
-                skipped.append(repr(str(inner)))
-    shown = f"; skipped {len(skipped)}, not text: {', '.join(skipped[:5])}" if skipped else ""
+                kind = "unreadable" if isinstance(error, OSError) else "not text"
+                skipped["empty" if str(error) == "empty" else kind].append(str(file))
+                continue
+            new = without(known, text)
+            if new.strip():
+                texts.setdefault(one_line(new), new)
+                count, dropped = count + 1, dropped + len(text) - len(new)
+            else:
+                skipped["in --domain too"].append(str(file))
+    shown = f"; dropped {dropped:,} characters in --domain too" * bool(dropped)
+    for kind, files in skipped.items():
+        shown += f"; skipped {len(files)} {kind}: {', '.join(map(repr, files[:5]))}"
     if not texts:
         raise BadInput(f"--{corpus} {' '.join(map(str, paths))}: no UTF-8 text there{shown}")
-    distinct = list(dict.fromkeys(texts))
-    print(f"{corpus:>8}  read {len(texts)} files, {len(texts) - len(distinct)} copies{shown}")
-    return distinct
+    print(f"{corpus:>8}  read {count} files, {count - len(texts)} copies{shown}")
+    return list(texts.values())
 
 
 def read_text(file):
     """The text of a UTF-8 file in Unicode NFC, with line feeds only. Raises ValueError, OSError."""
+    if file.exists() and not file.is_file():
+        raise OSError("not a regular file or a readable folder")  # a pipe could block for ever
     text = file.read_bytes().decode("utf-8-sig")
     if "\0" in text:
         raise ValueError("not text, it has zero bytes")
@@ -345,5 +398,11 @@ def hold_out(corpus, texts, share=0.1):
         cuts = [int((1 - share) * len(text)) for text in texts]
         rule = f"the last {share:.0%} of each"
     print(f"{corpus:>8}  held out {rule} ({len(texts)} texts, {sum(map(len, texts)):,} characters)")
-    return ("\n".join(text[:cut] for cut, text in zip(cuts, texts) if cut),
-            "\n".join(text[cut:] for cut, text in zip(cuts, texts) if cut < len(text)))
+    training = "\n".join(text[:cut] for cut, text in zip(cuts, texts) if cut)
+    heldout = "\n".join(text[cut:] for cut, text in zip(cuts, texts) if cut < len(text))
+    trained = set(map(one_line, training.splitlines()))
+    lines = [line for line in map(one_line, heldout.splitlines()) if is_long(line)]
+    share = sum(line in trained for line in lines) / max(1, len(lines))
+    print(f"{corpus:>8}  {share:.1%} of {len(lines)} long held-out lines are in its training text"
+          + "; WARNING: over 5%, so its held-out loss is too low" * (share > 0.05))
+    return training, heldout
