@@ -257,7 +257,7 @@ def test_a_text_of_both_corpora_is_domain_text_alone(tmp_path, capsys):
         (tmp_path / f"{i}.txt").read_text() + f"between {i}\n" for i in (8, 9, 10)) + "end\n")
     domain = tmp_path / "domain"
     domain.mkdir()
-    (domain / "7").write_text((tmp_path / "7.txt").read_text().replace("\n", "  \n ") + "\n\n")
+    (domain / "7").write_text((tmp_path / "7.txt").read_text().replace(" ", "  \n") + "\n\n")
     (domain / "9").write_text((tmp_path / "9.txt").read_text())
     world = data.text_world(sorted(tmp_path.glob("*.txt")), [domain], vocab_size=300)
     general = text_of(world, "general", "heldout_general")
