@@ -212,7 +212,8 @@ def get_base(settings, seed, world):
 def main(arguments=None):
     settings, started, rows = parse(arguments), time.perf_counter(), []
     out = Path(settings.out)
-    worlds = {seed: data.make_world(settings, seed) for seed in settings.seeds}
+    own = settings.general_files and data.make_world(settings, settings.seeds[0])  # for all seeds
+    worlds = {seed: own or data.make_world(settings, seed) for seed in settings.seeds}
     start_run(settings, ("base", *METHODS))
     print(f"{settings.device}, {settings.dtype}, {torch.get_num_threads()} threads, to {out}")
     for seed, world in worlds.items():
