@@ -6,7 +6,6 @@ four kinds: stories, two-digit sums answered at once (no_think), the same sums w
 invented telephone exchange. A seed gives the same world on every machine.
 """
 
-import heapq
 import os
 import random
 import time
@@ -150,33 +149,27 @@ def learn_tokenizer(text, vocab_size):
     """
     counts = Counter(regex.findall(WORD, text)).most_common(20_000)
     words = [[bytes([b]) for b in word.encode()] for word, _ in counts]
-    pair_count, pair_words, changes, heap = Counter(), defaultdict(set), Counter(), []
+    pair_count, pair_words, shown = Counter(), defaultdict(set), time.perf_counter()
 
     def count_pairs(i, sign):
         for pair in zip(words[i], words[i][1:]):
-            changes[pair] += sign * counts[i][1]
+            pair_count[pair] += sign * counts[i][1]
             pair_words[pair].add(i)
 
     for i in range(len(words)):
         count_pairs(i, 1)
-    vocabulary, shown = {bytes([b]): b for b in range(256)}, time.perf_counter()
-    while len(vocabulary) < vocab_size:
-        for pair, change in changes.items():
-            pair_count[pair] += change
-            if change and pair_count[pair] > 1:  # first: the highest count, then the largest pair
-                order = [(*(-b for b in piece), 1) for piece in pair]
-                heapq.heappush(heap, (-pair_count[pair], order, pair))
-        changes.clear()
-        if not heap:
+    vocabulary = {bytes([b]): b for b in range(256)}
+    while len(vocabulary) < vocab_size and pair_count:
+        highest = max(pair_count.values())
+        if highest < 2:
             break
-        count, _, best = heapq.heappop(heap)
-        if -count != pair_count[best]:
-            continue  # the count has changed since, so the pair is in the heap again
+        best = max(pair for pair, count in pair_count.items() if count == highest)
         vocabulary.setdefault(best[0] + best[1], len(vocabulary))
         for i in pair_words.pop(best):
             count_pairs(i, -1)
             words[i] = merge(words[i], best)
             count_pairs(i, 1)
+        del pair_count[best]
         if time.perf_counter() > shown + 5:
             shown = time.perf_counter()
             print(f"tokenizer: {len(vocabulary):,} of {vocab_size:,} tokens", flush=True)
@@ -246,9 +239,9 @@ class World:
 
 def make_world(settings, seed):
     """The world of train.Settings and a seed. Raises BadInput if a text is too short."""
-    own = settings.general_files
+    own = settings.general_files or settings.domain_files
     if own:
-        world = text_world(own, settings.domain_files, settings.vocab_size)
+        world = text_world(settings.general_files, settings.domain_files, settings.vocab_size)
     else:
         world = toy_world(seed, settings.general_errors, settings.error_kind, settings.vocab_size,
                           general_documents=settings.general_documents)
@@ -296,7 +289,7 @@ class BadInput(ValueError):
 def text_world(general_paths, domain_paths, vocab_size):
     """The world of UTF-8 files and folders. Its pretraining text is the general text."""
     domain = read_texts("domain", domain_paths)
-    known = {one_line(part) for text in domain for part in (text, *text.splitlines())}
+    known = {one_line(text) for text in domain} | {line for text in domain for line in lines(text)}
     general, heldout_general = hold_out("general", read_texts("general", general_paths, known))
     domain, heldout_domain = hold_out("domain", domain)
     tokenizer = learn_tokenizer(general, vocab_size)
@@ -311,71 +304,57 @@ def one_line(text):
     return " ".join(text.split())
 
 
-def is_long(line):
-    """Has it 20 letters and digits? Two texts hardly share such a line by chance."""
-    return sum(map(str.isalnum, line)) >= 20
-
-
-def without(known, text):
-    """The text without lines in `known` that are long or follow one that goes.
-
-    So a larger file loses the domain files inside it. A text that is in `known` goes as a whole.
-    """
-    kept, gone = [], False
-    for line in text.splitlines(keepends=True) if one_line(text) not in known else ():
-        gone = one_line(line) in known and (gone or is_long(line))
-        kept += [] if gone else [line]
-    return "".join(kept)
+def lines(text):
+    """The lines with at least 20 signs: two texts hardly share one by chance."""
+    return [line for line in map(one_line, text.splitlines()) if len(line) >= 20]
 
 
 def read_texts(corpus, paths, known=()):
-    """The texts of files, and of all files in folders, without copies and without `known` text.
+    """The texts of files, and of all files in folders, without copies of texts and `known` lines.
 
-    In folders, ignores hidden files. Names what it skips: results of train.py, and no UTF-8 text.
+    In folders, ignores hidden files. Names what it skips.
     """
-    texts, count, dropped, skipped = {}, 0, 0, defaultdict(list)
+    texts, skipped, dropped = [], defaultdict(list), 0
     for path in map(Path, paths):
-        files = sorted([path, *path.rglob("*")])
-        runs = {file.parent for file in files[1:] if file.name in (".lock", "metrics.jsonl")
-                and file.with_name("settings.json").exists()}
-        if runs:
-            skipped["made by train.py"] += map(str, sorted(runs))
-        for file in files:
-            inner = file.relative_to(path).parts
-            if (os.path.isdir(file) and os.access(file, os.R_OK | os.X_OK)
-                    or any(part.startswith((".", "__pycache__")) for part in inner)
-                    or not runs.isdisjoint(file.parents)):
+        for file in sorted([path, *path.rglob("*")]):
+            parts = file.relative_to(path).parts
+            if (any(part.startswith((".", "__pycache__")) for part in parts)
+                    or os.path.isdir(file) and os.access(file, os.R_OK | os.X_OK)):
                 continue
             try:
                 text = read_text(file)
+                kept = "".join(line for line in text.splitlines(keepends=True)
+                               if one_line(line) not in known)
+                if one_line(text) in known or not kept.strip():
+                    skipped["in --domain too"].append(str(file))
+                else:
+                    texts.append(kept)
+                    dropped += len(text) - len(kept)
             except (OSError, ValueError) as error:
                 if file == path:
                     raise BadInput(f"--{corpus} {path}: {getattr(error, 'strerror', 0) or error}")
-                kind = "unreadable" if isinstance(error, OSError) else "not text"
-                skipped["empty" if str(error) == "empty" else kind].append(str(file))
-                continue
-            new = without(known, text)
-            if new.strip():
-                texts.setdefault(one_line(new), new)
-                count, dropped = count + 1, dropped + len(text) - len(new)
-            else:
-                skipped["in --domain too"].append(str(file))
-    shown = f"; dropped {dropped:,} characters in --domain too" * bool(dropped)
-    for kind, files in skipped.items():
-        shown += f"; skipped {len(files)} {kind}: {', '.join(map(repr, files[:5]))}"
-    if not texts:
+                reason = "not text" if isinstance(error, UnicodeError) else str(error)
+                skipped["unreadable" if isinstance(error, OSError) else reason].append(str(file))
+    shown = f"; dropped lines in --domain too, {dropped:,} characters" * (dropped > 0)
+    shown += "".join(f"; skipped {len(files)} {reason}: {', '.join(map(repr, files[:5]))}"
+                    for reason, files in skipped.items())
+    distinct = list({one_line(text): text for text in reversed(texts)}.values())[::-1]
+    if not distinct:
         raise BadInput(f"--{corpus} {' '.join(map(str, paths))}: no UTF-8 text there{shown}")
-    print(f"{corpus:>8}  read {count} files, {count - len(texts)} copies{shown}")
-    return list(texts.values())
+    print(f"{corpus:>8}  read {len(texts)} files, {len(texts) - len(distinct)} copies{shown}")
+    return distinct
 
 
 def read_text(file):
     """The text of a UTF-8 file in Unicode NFC, with line feeds only. Raises ValueError, OSError."""
     if file.exists() and not file.is_file():
         raise OSError("not a regular file or a readable folder")  # a pipe could block for ever
+    if file.name in (run := ("metrics.jsonl", "settings.json")) and all(
+            file.with_name(name).exists() for name in run):
+        raise ValueError("made by train.py")
     text = file.read_bytes().decode("utf-8-sig")
     if "\0" in text:
-        raise ValueError("not text, it has zero bytes")
+        raise UnicodeError("not text, it has zero bytes")
     if not text.strip():
         raise ValueError("empty")
     return unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
@@ -400,9 +379,8 @@ def hold_out(corpus, texts, share=0.1):
     print(f"{corpus:>8}  held out {rule} ({len(texts)} texts, {sum(map(len, texts)):,} characters)")
     training = "\n".join(text[:cut] for cut, text in zip(cuts, texts) if cut)
     heldout = "\n".join(text[cut:] for cut, text in zip(cuts, texts) if cut < len(text))
-    trained = set(map(one_line, training.splitlines()))
-    lines = [line for line in map(one_line, heldout.splitlines()) if is_long(line)]
-    share = sum(line in trained for line in lines) / max(1, len(lines))
-    print(f"{corpus:>8}  {share:.1%} of {len(lines)} long held-out lines are in its training text"
+    trained, tested = set(lines(training)), lines(heldout)
+    share = sum(line in trained for line in tested) / max(1, len(tested))
+    print(f"{corpus:>8}  {share:.1%} of {len(tested)} long held-out lines are in its training text"
           + "; WARNING: over 5%, so its held-out loss is too low" * (share > 0.05))
     return training, heldout
