@@ -1,72 +1,54 @@
-"""How few general documents are enough, when the same ones are read again and again?
+"""How much general text is needed per domain text, and how few documents are enough?
 
-All answers are right here. Each run is also tested on the text that it read and on 2,000 new
-documents, some of which it may have read too. The difference is what it learnt by heart.
+All answers are right. The documents are read again and again. The ratio changes in two ways: either
+general text is added to the same domain text, or the total is fixed. Then the ratios are the
+nearest in whole numbers: 1:8 is 4:28, 4:1 is 26:6.
 """
 
-import random
-
-import torch
-
-import data
-import losses
-from eval import evaluate, heldout_windows
-from plots import runs, style
+from plots import runs
 from plots.runs import Run
-from plots.tables import kept
-from plots.texts import kinds_of
-from train import train
+from plots.tables import kept, of, p_right, sweep_table
 
-AMOUNTS = (30, 100, 300, 1000, 3000, 10_000)
+DOCUMENTS = (30, 100, 300, 1000, 3000, 10_000)
+RATIOS = {"1:8": 1 / 8, "1:4": 1 / 4, "1:2": 1 / 2, "1:1": 1.0, "2:1": 2.0, "4:1": 4.0}
+DOMAIN, TOTAL = 16, 32  # domain sequences per step, or sequences in total
 METHODS = ("replay", "mol")
-COLOURS = style.COLOURS | {"replay": style.COLOURS["replay, right answers"]}
 
 
-@torch.no_grad()
-def test_on_text(name, model, base, tokens, block_size):
-    """Loss and KL on tokens (N,), in nats per token -> {"seen_loss", "seen_kl"} if name is seen."""
-    windows = heldout_windows(tokens, block_size)  # (B, T + 1)
-    logits, base_logits = model(windows[:, :-1]), base(windows[:, :-1])  # (B, T, V)
-    return {f"{name}_loss": losses.cross_entropy(logits, windows[:, 1:]).mean().item(),
-            f"{name}_kl": losses.kl_divergence(logits, base_logits).mean().item()}
+def of_documents(method, count):
+    return Run(method, {"general_errors": 0.0, "general_documents": count})
 
 
-def marked_on_seen(method, settings, seed, world, base):
-    """A run that is also tested on the text that it read and on new text."""
-    new = data.draw_text(kinds_of(seed), 2000, random.Random(f"unseen {seed}"),
-                         errors=settings.general_errors, error_kind=settings.error_kind)
-    new = data.encode(world.tokenizer, new).to(world.general.device)
-
-    def test(model):
-        return {**evaluate(model, base, world),
-                **test_on_text("seen", model, base, world.general, settings.block_size),
-                **test_on_text("unseen", model, base, new, settings.block_size)}
-
-    return train(method, settings, seed, world, base, test)[1]
+def same_domain(method, ratio):
+    return Run(method, {"general_errors": 0.0, "batch_size": DOMAIN, "ratio": RATIOS[ratio]})
 
 
-def run(method, amount):
-    return Run(method, {"general_documents": amount, "general_errors": 0.0}, marked_on_seen)
+def same_total(method, ratio):
+    """The whole numbers of sequences that come closest to the ratio."""
+    domain = round(TOTAL / (1 + RATIOS[ratio]))
+    return Run(method, {"general_errors": 0.0, "batch_size": domain,
+                        "ratio": (TOTAL - domain) / domain})
 
 
-RUNS = {f"{method}, {amount}": run(method, amount) for amount in AMOUNTS for method in METHODS}
+SWEEPS = {"documents": (of_documents, DOCUMENTS), "same domain text": (same_domain, RATIOS),
+          "same total": (same_total, RATIOS)}
+RUNS = {f"{method}, {name} {x}": run(method, x)
+        for name, (run, values) in SWEEPS.items() for x in values for method in METHODS}
 
 
-def draw(results, picture, note):
-    figure, (axes,) = style.panels(1, 2, 10, 4.2)
-    for panel in axes:
-        panel.set(xscale="log", xlabel="general documents")
-    sweeps = {method: {n: results(run(method, n)) for n in AMOUNTS} for method in METHODS}
-    style.sweep(axes[0], {method: (COLOURS[method], "-", sweeps[method], kept)
-                          for method in METHODS})
-    style.sweep(axes[1], {f"{method}: {key}, {text}": (
-        COLOURS[method], dashes, sweeps[method], lambda row, key=f"{text}_{key}": row[key])
-        for method, key in (("replay", "loss"), ("mol", "kl"))
-        for text, dashes in (("unseen", "-"), ("seen", ":"))})
-    axes[0].set(title="general skills kept", ylabel="exact answers, %")
-    axes[1].set(title="gap: learnt by heart", ylabel="nats per token")
-    style.save(figure, picture, "About 1,000 general documents are enough", note)
+def tell(results):
+    tables = []
+    for name, (run, values) in SWEEPS.items():
+        points = {method: {x: results(run(method, x)) for x in values} for method in METHODS}
+        tables.append(sweep_table(name, {
+            f"{of_what}{method}": (points[method], value, digits)
+            for of_what, value, digits in (("", kept, 0), ("p(right): ", p_right, 0),
+                                           ("KL: ", of("kl_to_base"), 2),
+                                           ("general loss: ", of("general_loss"), 2),
+                                           ("domain loss: ", of("domain_loss"), 2))
+            for method in METHODS}))
+    return "\n\n".join(tables)
 
 
 if __name__ == "__main__":
-    runs.main("amount", RUNS, draw, __doc__)
+    runs.main("amount", RUNS, None, __doc__, tell)

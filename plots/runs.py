@@ -1,7 +1,8 @@
 """Make the missing runs of an experiment, keep them in runs.jsonl, and read them again.
 
-`python -m plots.ratio` makes the runs of ratio.py that are not in runs.jsonl and draws ratio.png. A
-run is one method on one seed with its own settings. When it has finished, it becomes one line:
+`python -m plots.quality` makes the runs of quality.py that are not in runs.jsonl, draws quality.png
+and prints a table. A run is one method on one seed with its own settings. When it has finished, it
+becomes one line:
 
     {"method", "seed", "work", "how", "settings", "base": digest of the base's weights, "rows"}
 
@@ -29,10 +30,10 @@ import train
 from data import BadInput, make_world
 from eval import evaluate, run_program
 from plots.style import seeds_note
-from plots.tables import metrics_table
 
 HERE = Path(__file__).parent
-DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2, 3, 4), eval_every=50, dtype="float32")
+DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2, 3, 4), eval_every=50, dtype="float32",
+                          general_errors=0.7)
 FEW_SEEDS = replace(DEFAULTS, seeds=(0, 1, 2))  # for experiments with runs of over a minute
 
 
@@ -96,9 +97,9 @@ def main(*experiment, **options):
     run_program(lambda: run_experiment(*experiment, **options))
 
 
-def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, make=None,
+def run_experiment(name, runs, draw, description, tell, defaults=DEFAULTS, make=None,
                    omit=("methods", "general", "domain"), arguments=None):
-    """Make the missing runs of {label: Run}, then draw the figure and print a table.
+    """Make the missing runs of {label: Run}, then draw the figure, if any, and print a table.
 
     draw(results, picture, note on the seeds) and tell(results) -> text call results(run) -> the
     rows of each seed.
@@ -126,15 +127,10 @@ def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, 
         wanted = [identity_of(run, settings, seed) for seed in settings.seeds[:run.seeds]]
         return [lines[key]["rows"] for key in wanted if key in lines]
 
-    draw(results, out / f"{name}.png", seeds_note(len(settings.seeds)))
-    print(tell(results) if tell else metrics_table(labelled(results, runs)))
-    print(out / f"{name}.png")
-
-
-def labelled(results, runs):
-    """The rows of {label: Run} with their label in place of the method, for a table."""
-    return [{**row, "method": label}
-            for label, run in runs.items() for rows in results(run) for row in rows]
+    if draw:
+        draw(results, out / f"{name}.png", seeds_note(len(settings.seeds)))
+        print(out / f"{name}.png")
+    print(tell(results))
 
 
 # --- making runs ---------------------------------------------------------------------------------
