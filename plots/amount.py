@@ -7,7 +7,7 @@ nearest in whole numbers: 1:8 is 4:28, 4:1 is 26:6.
 
 from plots import runs
 from plots.runs import Run
-from plots.tables import kept, of, p_right, sweep_table
+from plots.tables import SUMMARY, of, sweep_tables
 
 DOCUMENTS = (30, 100, 300, 1000, 3000, 10_000)
 RATIOS = {"1:8": 1 / 8, "1:4": 1 / 4, "1:2": 1 / 2, "1:1": 1.0, "2:1": 2.0, "4:1": 4.0}
@@ -37,17 +37,10 @@ RUNS = {f"{method}, {name} {x}": run(method, x)
 
 
 def tell(results):
-    tables = []
-    for name, (run, values) in SWEEPS.items():
-        points = {method: {x: results(run(method, x)) for x in values} for method in METHODS}
-        tables.append(sweep_table(name, {
-            f"{of_what}{method}": (points[method], value, digits)
-            for of_what, value, digits in (("", kept, 0), ("p(right): ", p_right, 0),
-                                           ("KL: ", of("kl_to_base"), 2),
-                                           ("general loss: ", of("general_loss"), 2),
-                                           ("domain loss: ", of("domain_loss"), 2))
-            for method in METHODS}))
-    return "\n\n".join(tables)
+    columns = SUMMARY | {"general loss": (of("general_loss"), 2)}
+    return "\n\n".join(sweep_tables(name, {
+        method: {x: results(run(method, x)) for x in values} for method in METHODS},
+        columns=columns) for name, (run, values) in SWEEPS.items())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Which contexts does the general text need? The same two methods on eight texts.
+"""What must the general text contain? Contexts, facts, and no domain text. replay and mol.
 
 The text decides after which beginnings MoL keeps the base's predictions. `on the base's path` is
-the share of tokens before which the base expects every token of the document.
+the share of tokens before which the base expects every token of the document. Other texts have
+right answers but name only a share of the countries and of the sums, or have a share of domain
+documents. `filtered` drops documents with a token that the base finds unlikely.
 """
 
-from plots import runs
+from plots import runs, style
 from plots.runs import Run
-from plots.tables import SUMMARY, of, skill, table
+from plots.tables import SKILLS, SUMMARY, of, skill, sweep_tables, table
 from plots.texts import from_source
 
+METHODS = ("replay", "mol")
 RIGHT = {"general_errors": 0.0}
 TEXTS = {  # name: (settings, source, how)
     "right answers": (RIGHT, "open", {}),
@@ -19,12 +22,26 @@ TEXTS = {  # name: (settings, source, how)
     "other format, 10,000 documents": (RIGHT | {"general_documents": 10_000}, "other format", {}),
     "other format, a tenth in base format": (RIGHT, "other format", {"own": 0.1}),
     "other format, answered by the base": (RIGHT, "other format, answered", {})}
-METHODS = ("replay", "mol")
+NAMED = (0.1, 0.5, 1.0)
+OVERLAPS = (0, 0.05, 0.25, 0.5)
+LINES = {"replay": ("replay", {}), "mol": ("mol", {}), "mol, filtered": ("mol", {"limit": 5.0})}
 
 
 def run(method, text, **more):
     settings, source, how = TEXTS[text]
     return Run(method, {**settings, **more}, from_source, {"source": source, **how})
+
+
+def named(method, share, **how):
+    return Run(method, {**RIGHT, "eval_every": 250}, from_source,
+               {"source": "some items", "share": share, **how})
+
+
+def overlap(method, share, **how):
+    if not share:  # nothing to filter either
+        return Run(method, RIGHT)
+    return Run(method, {**RIGHT, "eval_every": 250}, from_source,
+               {"source": "overlap", "share": share, **how})
 
 
 RUNS = {f"{text}: {method}": run(method, text) for text in TEXTS for method in METHODS}
@@ -34,14 +51,47 @@ RUNS |= {f"{text}: {method}, {steps} steps": run(method, text, steps=steps, eval
          for text, of_replay, of_mol in [("70% wrong, answered by the base", 265, 214),
                                          ("written by the base", 90, 73)]
          for method, steps in (("replay", of_replay), ("mol", of_mol))}
+FEW = {f"{method}, {share:.0%} of the items": named(method, share)
+       for share in NAMED for method in METHODS}
+NO_QUESTIONS = named("mol", 1.0, question=False)
+DOMAIN = {f"{label}, {share:.0%} domain documents": overlap(method, share, **how)
+          for share in OVERLAPS for label, (method, how) in LINES.items()}
+
+
+def points(results, run, shares, method, **how):
+    return {100 * share: results(run(method, share, **how)) for share in shares}
 
 
 def tell(results):
     columns = {"on the base's path": (of("on_path", 100), 0), "think sums": (skill("think"), 0),
                "last number": (of("final", 100), 0), "other format": (skill("other format"), 0)}
-    lines = {label: results(run) for label, run in RUNS.items()}
-    return table("%, KL and loss in nats", lines, columns | SUMMARY)
+    of_skills = {title: (skill(name), 0) for name, title in SKILLS.items()}
+    capitals = {f"capitals {name}": (skill(name), 0) for name in ("named", "not named")}
+    few = {method: points(results, named, NAMED, method) for method in METHODS}
+    few["mol, no questions"] = {100: results(NO_QUESTIONS)}
+    domain = {label: points(results, overlap, OVERLAPS, method, **how)
+              for label, (method, how) in LINES.items()}
+    return "\n\n".join([
+        table("general text", {label: results(run) for label, run in RUNS.items()},
+              columns | SUMMARY),
+        sweep_tables("share of items", few, "{:.0f}%".format, capitals | of_skills),
+        sweep_tables("domain documents", domain, "{:.0f}%".format, of_skills)])
+
+
+def draw(results, picture, note):
+    colours = {"replay": style.COLOURS["replay, right answers"], "mol": style.COLOURS["mol"]}
+    figure, (axes,) = style.panels(1, 2, 10, 4, sharey=True, subplot_kw={"ylim": (-5, 105)})
+    style.sweep(axes[0], {method: (colour, "-", points(results, named, NAMED[:-1], method))
+                          for method, colour in colours.items()}, skill("not named"))
+    style.sweep(axes[1], {label: (colours[method], ":" if how else "-",
+                                  points(results, overlap, OVERLAPS, method, **how))
+                          for label, (method, how) in LINES.items()}, skill("domain"))
+    axes[0].set(title="capitals that the text does not name", ylabel="exact answers, %",
+                xlabel="countries in the general text, %")
+    axes[1].set(title="domain learnt", xlabel="domain documents in the general text, %")
+    style.save(figure, picture, "mol loses what the text lacks, and does not learn what it shows",
+               note)
 
 
 if __name__ == "__main__":
-    runs.main("contexts", RUNS, None, __doc__, tell)
+    runs.main("contexts", RUNS | FEW | DOMAIN | {"no questions": NO_QUESTIONS}, draw, __doc__, tell)

@@ -6,7 +6,7 @@ of the default model times 128 / width.
 
 from plots import runs
 from plots.runs import Run
-from plots.tables import kept, p_right, sweep_table
+from plots.tables import sweep_tables
 
 SIZES = {0.2: (2, 80), 0.5: (2, 128), 0.7: (2, 160), 3: (4, 240), 10: (6, 368)}  # layers, width
 METHODS = {"ce": ("ce", {}), "replay, right answers": ("replay", {"general_errors": 0.0}),
@@ -36,12 +36,9 @@ def tell(results):
     tables = []
     for heading, names, values, run_of in (("million parameters", METHODS, SIZES, run),
                                            ("steps of pretraining", WEAK, BASE_STEPS, weak)):
-        points = {name: {x: results(run_of(name, x)) for x in values} for name in names}
-        points["base"] = {x: [rows[:1] for rows in seeds] for x, seeds in points[WEAK[0]].items()}
-        tables.append(sweep_table(heading, {
-            f"{of_what}{name}": (points[name], value, 0)
-            for of_what, value in (("", kept), ("p(right): ", p_right))
-            for name in ("base", *names)}))
+        lines = {name: {x: results(run_of(name, x)) for x in values} for name in names}
+        base = {x: [rows[:1] for rows in seeds] for x, seeds in lines[WEAK[0]].items()}
+        tables.append(sweep_tables(heading, {"base": base} | lines))
     return "\n\n".join(tables)
 
 

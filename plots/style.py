@@ -51,10 +51,10 @@ def curve(axes, points, colour, width=2.4, **line):
     return mean(points[x[-1]])
 
 
-def sweep(axes, lines, label=True):
-    """Curves of the last rows, {label: (colour, line style, {x: rows of each seed}, value)}."""
+def sweep(axes, lines, value, label=True):
+    """Curves of the last rows, {label: (colour, line style, {x: rows of each seed})}."""
     last = {}
-    for name, (colour, dashes, points, value) in lines.items():
+    for name, (colour, dashes, points) in lines.items():
         points = {x: ends(seeds, value) for x, seeds in points.items()}
         last[name] = colour, curve(axes, points, colour, marker="o", ms=5, ls=dashes)
     if label:

@@ -79,12 +79,12 @@ def table(heading, lines, columns=SUMMARY):
         for label, seeds in lines.items())])
 
 
-def sweep_table(heading, lines, shown="{}".format):
-    """{label: ({x: rows of each seed}, value, digits)} -> a table with a column for each x."""
-    columns = list(dict.fromkeys(x for points, *_ in lines.values() for x in points))
-    return markdown([[heading, *map(shown, columns)], *(
-        [label, *(cell(ends(points[x], value), digits) if x in points else "" for x in columns)]
-        for label, (points, value, digits) in lines.items())])
+def sweep_tables(heading, lines, shown="{}".format, columns=SUMMARY):
+    """{label: {x: rows of each seed}} -> for each of {title: (value, digits)} a table against x."""
+    every = list(dict.fromkeys(x for points in lines.values() for x in points))
+    return "\n\n".join(markdown([[f"{title} by {heading}", *map(shown, every)], *(
+        [label, *(cell(ends(points[x], value), digits) if x in points else "" for x in every)]
+        for label, points in lines.items())]) for title, (value, digits) in columns.items())
 
 
 def differences_table(lines, reference):

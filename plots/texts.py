@@ -7,6 +7,7 @@ A text of SOURCES is a function (settings, seed, world, base, **how) -> tokens (
 import math
 import random
 from dataclasses import replace
+from statistics import mean
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -19,7 +20,7 @@ from train import train
 
 
 def from_source(method, settings, seed, world, base, source, **how):
-    """A run on other general text. Its last row has on_path and think_sums, see there."""
+    """A run on other general text. Its last row has on_path and final, see there."""
     probes = dict(world.probes)
     if source == "other format":
         probes["other format"] = [(prompt, by_tens(prompt)) for prompt, _ in probes["think"]]
@@ -31,27 +32,15 @@ def from_source(method, settings, seed, world, base, source, **how):
     world = replace(world, general=general, probes=probes)
     model, rows = train(method, settings, seed, world, base,
                         lambda model: evaluate(model, base, world))
-    rows[-1] |= {"on_path": on_path(base, world), **think_sums(model, base, world)}
+    rows[-1] |= {"on_path": on_path(base, world), "final": final(model, world)}
     return rows
 
 
-@torch.no_grad()
-def think_sums(model, base, world):
-    """-> final: share of think sums whose last number is right, after any working.
-
-    kl_own, kl_other: the KL to the base at each token of the right answers, in the base's format
-    and in the other one, in nats. All answers have the same length.
-    """
-    probes = world.probes["think"]
-    given = answers_of(model, world, [prompt for prompt, _ in probes])
-    final = [given[prompt].split()[-1:] == right.split()[-1:] for prompt, right in probes]
-    row = {"final": sum(final) / len(final)}
-    for name, answer in (("own", dict(probes).get), ("other", by_tens)):
-        tokens = torch.stack([to_tokens("\n" + p + answer(p), world) for p, _ in probes])  # (P, L)
-        kl = losses.kl_divergence(model(tokens[:, :-1]), base(tokens[:, :-1])).mean(dim=0)
-        start = len(encode(world.tokenizer, "\n" + probes[0][0])) - 1
-        row[f"kl_{name}"] = [round(nats, 5) for nats in kl[start:].tolist()]
-    return row
+def final(model, world):
+    """The share of think sums whose last number is right, after any working."""
+    given = answers_of(model, world, [prompt for prompt, _ in world.probes["think"]])
+    return mean(given[prompt].split()[-1:] == right.split()[-1:]
+                for prompt, right in world.probes["think"])
 
 
 # --- documents -----------------------------------------------------------------------------------
