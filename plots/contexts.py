@@ -8,7 +8,7 @@ documents. `filtered` drops documents with a token that the base finds unlikely.
 
 from plots import runs, style
 from plots.runs import Run
-from plots.tables import SKILLS, SUMMARY, of, skill, sweep_tables, table
+from plots.tables import SKILLS, SUMMARY, learnt, of, skill, sweep_tables, table
 from plots.texts import from_source
 
 METHODS = ("replay", "mol")
@@ -85,7 +85,7 @@ def draw(results, picture, note):
                           for method, colour in colours.items()}, skill("not named"))
     style.sweep(axes[1], {label: (colours[method], ":" if how else "-",
                                   points(results, overlap, OVERLAPS, method, **how))
-                          for label, (method, how) in LINES.items()}, skill("domain"))
+                          for label, (method, how) in LINES.items()}, learnt)
     axes[0].set(title="capitals that the text does not name", ylabel="exact answers, %",
                 xlabel="countries in the general text, %")
     axes[1].set(title="domain learnt", xlabel="domain documents in the general text, %")

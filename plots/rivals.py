@@ -13,14 +13,14 @@ from eval import evaluate
 from plots import runs
 from plots.methods import PARTS
 from plots.runs import Run
-from plots.tables import differences_table, ends, kept, skill, table
+from plots.tables import differences_table, ends, kept, learnt, table
 from plots.texts import from_source
-from train import train
+from train import continue_pretraining
 
 
 def interpolated(method, settings, seed, world, base, a):
     """Train, then go back to base + a (trained - base), as in WiSE-FT (arXiv 2109.01903)."""
-    model, rows = train(method, settings, seed, world, base, lambda model: {})
+    model, rows = continue_pretraining(method, settings, seed, world, base, lambda model: {})
     with torch.no_grad():
         for weight, base_weight in zip(model.parameters(), base.parameters()):
             weight.copy_(base_weight + a * (weight - base_weight))
@@ -79,7 +79,7 @@ def best_values(results):
     """The value of each method with the highest mean of general skills kept and domain learnt."""
     def score(name, value):
         return mean(ends(results(SEARCH[f"search: {name}, {value}"]),
-                         lambda row: kept(row) + skill("domain")(row)))
+                         lambda row: kept(row) + learnt(row)))
 
     return {name: max(values, key=lambda value: score(name, value))
             for name, values in SEARCHES.items()}

@@ -28,7 +28,7 @@ import torch
 
 import train
 from data import BadInput, make_world
-from eval import evaluate, run_program
+from eval import evaluate, read_flags, run_program
 from plots.style import seeds_note
 
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ FEW_SEEDS = replace(DEFAULTS, seeds=(0, 1, 2))  # for experiments with runs of o
 class Run(NamedTuple):
     method: str  # a key of train.METHODS
     settings: dict = {}  # those that differ from DEFAULTS
-    work: Callable | None = None  # in place of train: (method, settings, seed, world, base, **how)
+    work: Callable | None = None  # in place of training: (method, settings, seed, world, base, **how)
     how: dict = {}
     seeds: int | None = None  # only the first ones
 
@@ -81,7 +81,7 @@ def identity(method, work, how, settings, seed):  # a key of a dictionary
 
 def of_run(settings):
     """The settings that a run depends on, without those that say where and what to run."""
-    others = ("out", "seeds", "methods", "general", "domain", "device", "compile")
+    others = ("out", "seeds", "methods", "general_files", "domain_files", "device", "compile")
     return {name: value for name, value in asdict(settings).items() if name not in others}
 
 
@@ -98,17 +98,17 @@ def main(*experiment, **options):
 
 
 def run_experiment(name, runs, draw, description, tell, defaults=DEFAULTS, make=None,
-                   omit=("methods", "general", "domain"), arguments=None):
-    """Make the missing runs of {label: Run}, then draw the figure, if any, and print a table.
+                   omit=("methods", "general_files", "domain_files"), arguments=None):
+    """Make the missing runs of {label: Run}, draw the figure, if there is one, and print tables.
 
     draw(results, picture, note on the seeds) and tell(results) -> text call results(run) -> the
-    rows of each seed.
+    rows of each seed. make: makes the runs of an experiment whose settings are not those of train.
     """
     varied = {key for run in runs.values() for key in run.settings}
-    settings = train.parse(arguments, defaults, {*omit, *varied}, description.partition("\n")[0])
+    settings = read_flags(defaults, arguments, {*omit, *varied}, description.partition("\n")[0],
+                          train.METHODS)
+    settings = settings if make else train.checked(settings)
     out = Path(settings.out)
-    if "methods" not in omit:
-        runs = {label: run for label, run in runs.items() if run.method in settings.methods}
     changed = (of_run(settings), settings.seeds) != (of_run(defaults), defaults.seeds)
     if changed and out.resolve() == Path(defaults.out).resolve():
         raise BadInput(f"--out {out}: it is for the default settings; name a folder of your own")
@@ -124,8 +124,8 @@ def run_experiment(name, runs, draw, description, tell, defaults=DEFAULTS, make=
         lines = read_runs(path, defaults)
 
     def results(run):
-        wanted = [identity_of(run, settings, seed) for seed in settings.seeds[:run.seeds]]
-        return [lines[key]["rows"] for key in wanted if key in lines]
+        return [lines[identity_of(run, settings, seed)]["rows"]
+                for seed in settings.seeds[:run.seeds]]
 
     if draw:
         draw(results, out / f"{name}.png", seeds_note(len(settings.seeds)))
@@ -206,8 +206,8 @@ def make_run(run, settings, seed):
     if run.work:
         rows = run.work(run.method, settings, seed, world, base, **run.how)
     else:
-        _, rows = train.train(run.method, settings, seed, world, base,
-                              lambda model: evaluate(model, base, world))
+        _, rows = train.continue_pretraining(run.method, settings, seed, world, base,
+                                             lambda model: evaluate(model, base, world))
     return line_of(run, settings, seed, base, rows)
 
 

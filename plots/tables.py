@@ -30,10 +30,11 @@ def of(key, factor=1):
     return lambda row: factor * row[key]
 
 
+learnt, kl, domain_loss = skill("domain"), of("kl_to_base"), of("domain_loss")
+
 # {column: (value, digits)} of most experiments
-SUMMARY = {"general skills, %": (kept, 0), "p(right), %": (p_right, 0),
-           "domain, %": (skill("domain"), 0), "KL": (of("kl_to_base"), 2),
-           "domain loss": (of("domain_loss"), 2)}
+SUMMARY = {"general skills, %": (kept, 0), "p(right), %": (p_right, 0), "domain, %": (learnt, 0),
+           "KL": (kl, 2), "domain loss": (domain_loss, 2)}
 
 
 def ends(seeds, value):

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 import data
 import losses
 from data import BadInput, encode
-from eval import evaluate
-from train import train
+from eval import evaluate, heldout_losses
+from train import continue_pretraining
 
 
 def from_source(method, settings, seed, world, base, source, **how):
@@ -30,8 +30,8 @@ def from_source(method, settings, seed, world, base, source, **how):
     if len(general) <= settings.block_size:
         raise BadInput(f"--general-documents {settings.general_documents}: too few for {source}")
     world = replace(world, general=general, probes=probes)
-    model, rows = train(method, settings, seed, world, base,
-                        lambda model: evaluate(model, base, world))
+    model, rows = continue_pretraining(method, settings, seed, world, base,
+                                       lambda model: evaluate(model, base, world))
     rows[-1] |= {"on_path": on_path(base, world), "final": final(model, world)}
     return rows
 
@@ -41,6 +41,11 @@ def final(model, world):
     given = answers_of(model, world, [prompt for prompt, _ in world.probes["think"]])
     return mean(given[prompt].split()[-1:] == right.split()[-1:]
                 for prompt, right in world.probes["think"])
+
+
+def test_on_text(name, model, base, tokens):
+    """Loss and KL on tokens (N,), in nats per token -> {"seen_loss", "seen_kl"} if name is seen."""
+    return dict(zip((f"{name}_loss", f"{name}_kl"), heldout_losses(model, tokens, base)))
 
 
 # --- documents -----------------------------------------------------------------------------------
