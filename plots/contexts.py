@@ -6,9 +6,9 @@ right answers but name only a share of the countries and of the sums, or have a 
 documents. `filtered` drops documents with a token that the base finds unlikely.
 """
 
-from plots import runs, style
+from plots import runs
 from plots.runs import Run
-from plots.tables import SKILLS, SUMMARY, learnt, of, skill, sweep_tables, table
+from plots.tables import SKILLS, SUMMARY, of, skill, sweep_tables, table
 from plots.texts import from_source
 
 METHODS = ("replay", "mol")
@@ -78,20 +78,5 @@ def tell(results):
         sweep_tables("domain documents", domain, "{:.0f}%".format, of_skills)])
 
 
-def draw(results, picture, note):
-    colours = {"replay": style.COLOURS["replay, right answers"], "mol": style.COLOURS["mol"]}
-    figure, (axes,) = style.panels(1, 2, 10, 4, sharey=True, subplot_kw={"ylim": (-5, 105)})
-    style.sweep(axes[0], {method: (colour, "-", points(results, named, NAMED[:-1], method))
-                          for method, colour in colours.items()}, skill("not named"))
-    style.sweep(axes[1], {label: (colours[method], ":" if how else "-",
-                                  points(results, overlap, OVERLAPS, method, **how))
-                          for label, (method, how) in LINES.items()}, learnt)
-    axes[0].set(title="capitals that the text does not name", ylabel="exact answers, %",
-                xlabel="countries in the general text, %")
-    axes[1].set(title="domain learnt", xlabel="domain documents in the general text, %")
-    style.save(figure, picture, "mol loses what the text lacks, and does not learn what it shows",
-               note)
-
-
 if __name__ == "__main__":
-    runs.main("contexts", RUNS | FEW | DOMAIN | {"no questions": NO_QUESTIONS}, draw, __doc__, tell)
+    runs.main("contexts", RUNS | FEW | DOMAIN | {"no questions": NO_QUESTIONS}, None, __doc__, tell)

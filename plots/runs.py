@@ -40,7 +40,7 @@ FEW_SEEDS = replace(DEFAULTS, seeds=(0, 1, 2))  # for experiments with runs of o
 class Run(NamedTuple):
     method: str  # a key of train.METHODS
     settings: dict = {}  # those that differ from DEFAULTS
-    work: Callable | None = None  # in place of training: (method, settings, seed, world, base, **how)
+    work: Callable | None = None  # (method, settings, seed, world, base, **how), not just training
     how: dict = {}
     seeds: int | None = None  # only the first ones
 
