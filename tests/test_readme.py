@@ -182,8 +182,8 @@ def test_every_difference_in_the_results_is_tested():
     text = " ".join((ROOT / RESULTS).read_text().partition("### A real")[0].split())
     found = re.findall(r"[+-][\d.]+ (?:\w+ )*\([+-][\d.]+ to [+-][\d.]+\)", text)
     assert len(found) > 5
-    for difference in found:
-        assert any(difference in sentence for sentence in told), difference
+    for each in found:
+        assert any(each in sentence for sentence in told), each
 
 
 def test_the_results_are_short():
