@@ -44,18 +44,20 @@ def overlap(method, share, **how):
                {"source": "overlap", "share": share, **how})
 
 
-RUNS = {f"{text}: {method}": run(method, text) for text in TEXTS for method in METHODS}
+OF_TEXT = {f"{text}: {method}": run(method, text) for text in TEXTS for method in METHODS}
 # The time of 250 steps of mol, generation included. A step of mol takes about 1.2 of replay, the
 # base's answers about 40 steps, its own text about 180 (python tests/benchmark.py --methods).
-RUNS |= {f"{text}: {method}, {steps} steps": run(method, text, steps=steps, eval_every=steps)
-         for text, of_replay, of_mol in [("70% wrong, answered by the base", 265, 214),
-                                         ("written by the base", 90, 73)]
-         for method, steps in (("replay", of_replay), ("mol", of_mol))}
-FEW = {f"{method}, {share:.0%} of the items": named(method, share)
-       for share in NAMED for method in METHODS}
+OF_TEXT |= {
+    f"{text}: {method}, {steps} steps": run(method, text, steps=steps, eval_every=steps)
+    for text, of_replay, of_mol in [("70% wrong, answered by the base", 265, 214),
+                                    ("written by the base", 90, 73)]
+    for method, steps in (("replay", of_replay), ("mol", of_mol))}
 NO_QUESTIONS = named("mol", 1.0, question=False)
-DOMAIN = {f"{label}, {share:.0%} domain documents": overlap(method, share, **how)
-          for share in OVERLAPS for label, (method, how) in LINES.items()}
+RUNS = OF_TEXT | {"mol, all items, no questions": NO_QUESTIONS}
+RUNS |= {f"{method}, {share:.0%} of the items": named(method, share)
+         for share in NAMED for method in METHODS}
+RUNS |= {f"{label}, {share:.0%} domain documents": overlap(method, share, **how)
+         for share in OVERLAPS for label, (method, how) in LINES.items()}
 
 
 def points(results, run, shares, method, **how):
@@ -72,11 +74,11 @@ def tell(results):
     domain = {label: points(results, overlap, OVERLAPS, method, **how)
               for label, (method, how) in LINES.items()}
     return "\n\n".join([
-        table("general text", {label: results(run) for label, run in RUNS.items()},
+        table("general text", {label: results(run) for label, run in OF_TEXT.items()},
               columns | SUMMARY),
         sweep_tables("share of items", few, "{:.0f}%".format, capitals | of_skills),
         sweep_tables("domain documents", domain, "{:.0f}%".format, of_skills)])
 
 
 if __name__ == "__main__":
-    runs.main("contexts", RUNS | FEW | DOMAIN | {"no questions": NO_QUESTIONS}, None, __doc__, tell)
+    runs.main("contexts", RUNS, None, __doc__, tell)

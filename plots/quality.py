@@ -17,7 +17,8 @@ DOCUMENTS = (2_000, 40_000)
 
 def run(method, kind, share):
     """Without wrong answers both kinds are the same run."""
-    return Run(method, {"general_errors": share, **({"error_kind": kind} if share else {})})
+    return Run(method, {"general_errors": share, **({"error_kind": kind} if share else {}),
+                        **({"eval_every": 250} if method == "replay" else {})})
 
 
 def longer(method, kind, documents, steps):

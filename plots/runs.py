@@ -93,7 +93,6 @@ def identity_of(run, settings, seed):
 # --- the command line of an experiment -----------------------------------------------------------
 
 def main(*experiment, **options):
-    """An experiment as a program, see run_experiment."""
     run_program(lambda: run_experiment(*experiment, **options))
 
 
