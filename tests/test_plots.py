@@ -25,7 +25,7 @@ import data
 import losses
 from eval import evaluate
 from model import GPT, GPTConfig
-from plots import amount, forgetting, methods, rivals, runs, style, texts
+from plots import forgetting, methods, rivals, runs, style, texts
 from plots.runs import Run
 from plots.tables import difference, differences_table, metrics_table, sweep_tables
 from train import METHODS, Settings, continue_pretraining, parse
@@ -101,12 +101,11 @@ def test_a_run_is_found_by_what_it_depends_on():
     different = [Run("mol"), Run("replay"), Run("mol", {"ratio": 0.5}),
                  Run("mol", {}, texts.from_source, {"source": "open"}),
                  Run("mol", {}, texts.from_source, {"source": "answered"})]
-    here = [runs.identity_of(run, runs.DEFAULTS, seed) for run in different for seed in (0, 1)]
-    assert len(set(here)) == 10
     there = replace(runs.DEFAULTS, out="x", seeds=(5,), methods=("ce",), device="cuda")
-    assert here == [runs.identity_of(run, there, seed) for run in different for seed in (0, 1)]
+    here, again = ([runs.identity_of(run, settings, seed) for run in different for seed in (0, 1)]
+                   for settings in (runs.DEFAULTS, there))
+    assert len(set(here)) == 10 and here == again
     assert here[0] == runs.identity_of(Run("mol", {"ratio": 1.0}), runs.DEFAULTS, 0)  # the default
-    assert runs.identity_of(Run("mol"), replace(runs.DEFAULTS, lr=1.0), 0) not in here
 
 
 # --- making what is missing ----------------------------------------------------------------------
@@ -126,8 +125,8 @@ def experiment(tmp_path, monkeypatch):
 def refused(ended):
     """The one message of a program that has ended with code 2."""
     code, _, errors = ended
-    *usage, message = errors.splitlines()
-    assert code == 2 and "error: " in message and (not usage or usage[0].startswith("usage: "))
+    message = errors.splitlines()[-1]  # below the usage
+    assert code == 2 and "error: " in message
     return message
 
 
@@ -255,26 +254,13 @@ def test_the_figure_of_a_run(toy, title, tmp_path, monkeypatch):
     assert figures[0].get_suptitle() == title and figures[0].get_size_inches()[0] <= 10
 
 
-def test_a_curve_shows_the_mean_and_the_range_over_seeds():
+def test_labels_are_beside_their_curves_and_do_not_touch():
     _, ((axes,),) = style.panels(1, 1, 3, 3)
-    assert style.curve(axes, {0: [1, 1, 1], 10: [2, 3, 7]}, "black") == 4
-    assert axes.lines[0].get_xydata().tolist() == [[0, 1], [10, 4]]
-    band = axes.collections[0].get_paths()[0].vertices
-    assert sorted({tuple(corner) for corner in band.tolist()}) == [(0, 1), (10, 2), (10, 7)]
-
-
-@pytest.mark.parametrize("scale, ends, highest_first, first", [
-    ("linear", {"a": 0.5, "b": 0.51, "c": 0.1}, "bac", 0.5),
-    ("log", {"a": 0.01, "b": 0.011, "c": 10 ** -3.6}, "bac", 0.5),
-    ("linear", {"a": 1.0, "b": 1.0, "c": 0.1}, "abc", 1.0)])
-def test_labels_are_beside_their_curves_and_do_not_touch(scale, ends, highest_first, first):
-    _, ((axes,),) = style.panels(1, 1, 3, 3)
-    axes.set(yscale=scale, ylim=(1e-4, 1) if scale == "log" else (0, 1))
-    style.label_ends(axes, {name: ("black", y) for name, y in ends.items()}, apart=0.15)
+    axes.set(yscale="log", ylim=(1e-4, 1))
+    last = {"a": ("black", 0.01), "b": ("black", 0.011), "c": ("black", 10 ** -3.6)}
+    style.label_ends(axes, last, apart=0.15)
     height = {text.get_text(): text.get_position()[1] for text in axes.texts}
-    assert "".join(sorted(height, key=height.get, reverse=True)) == highest_first
-    assert [height[name] for name in highest_first] == pytest.approx(
-        [first, first - 0.15, 0.1], abs=0.02)
+    assert [height[name] for name in "bac"] == pytest.approx([0.51, 0.36, 0.1], abs=0.01)
 
 
 def lines_of(table):
@@ -449,13 +435,6 @@ def test_a_run_on_another_text_reads_it_and_is_tested_on_it(world, monkeypatch):
     with pytest.raises(data.BadInput, match="too few"):
         texts.from_source("mol", replace(settings, general_documents=1), 0, world, base, "overlap",
                           share=0)
-
-
-def test_a_total_that_is_the_same_at_all_ratios():
-    for name, share in amount.RATIOS.items():
-        settings = amount.same_total("mol", name).settings
-        assert settings["batch_size"] * (1 + settings["ratio"]) == amount.TOTAL
-        assert settings["ratio"] == pytest.approx(share, rel=0.25)
 
 
 # --- the other methods ---------------------------------------------------------------------------

@@ -157,6 +157,9 @@ CLAIMS = [
      [min(value(contexts.named(method, share), skill("named"))
           for method in contexts.METHODS for share in contexts.NAMED),
       value(contexts.NO_QUESTIONS, skill("named"))]),
+    (RESULTS, "Sums stay at {:.0f}% or more",
+     [min(value(contexts.named(method, share), skill(name)) for method in contexts.METHODS
+          for share in contexts.NAMED for name in ("no_think", "think"))]),
     (RESULTS, "With 100 documents `mol` keeps {:+.1f} points more ({:+.1f} to {:+.1f})",
      minus(*(amount.of_documents(method, 100) for method in ("mol", "replay")))),
     (RESULTS, "with 3,000 no difference was found, {:+.1f} ({:+.1f} to {:+.1f})",
