@@ -1,72 +1,69 @@
-"""How few general documents are enough, when the same ones are read again and again?
+"""How much general text is needed per domain text, and how few documents are enough?
 
-All answers are right here. Each run is also tested on the text that it read and on 2,000 new
-documents, some of which it may have read too. The difference is what it learnt by heart.
+All answers are right. The documents are read again and again. Each of these runs is also tested on
+the text that it read and on 2,000 new documents, some of which it may have read too: the difference
+is what it learnt by heart. The ratio changes in two ways: either general text is added to the same
+domain text, or the total is fixed. Then the ratios are the nearest in whole numbers: 1:8 is 4:28.
 """
 
 import random
 
-import torch
-
 import data
-import losses
-from eval import evaluate, heldout_windows
-from plots import runs, style
+from eval import evaluate
+from plots import runs
 from plots.runs import Run
-from plots.tables import kept
-from plots.texts import kinds_of
-from train import train
+from plots.tables import SUMMARY, of, sweep_tables
+from plots.texts import kinds_of, test_on_text, to_tokens
+from train import continue_pretraining
 
-AMOUNTS = (30, 100, 300, 1000, 3000, 10_000)
+DOCUMENTS = (30, 100, 300, 1000, 3000, 10_000)
+RATIOS = {"1:8": 1 / 8, "1:4": 1 / 4, "1:2": 1 / 2, "1:1": 1.0, "2:1": 2.0, "4:1": 4.0}
+DOMAIN, TOTAL = 16, 32  # domain sequences per step, or sequences in total
 METHODS = ("replay", "mol")
-COLOURS = style.COLOURS | {"replay": style.COLOURS["replay, right answers"]}
-
-
-@torch.no_grad()
-def test_on_text(name, model, base, tokens, block_size):
-    """Loss and KL on tokens (N,), in nats per token -> {"seen_loss", "seen_kl"} if name is seen."""
-    windows = heldout_windows(tokens, block_size)  # (B, T + 1)
-    logits, base_logits = model(windows[:, :-1]), base(windows[:, :-1])  # (B, T, V)
-    return {f"{name}_loss": losses.cross_entropy(logits, windows[:, 1:]).mean().item(),
-            f"{name}_kl": losses.kl_divergence(logits, base_logits).mean().item()}
+RIGHT = {"general_errors": 0.0}
 
 
 def marked_on_seen(method, settings, seed, world, base):
     """A run that is also tested on the text that it read and on new text."""
-    new = data.draw_text(kinds_of(seed), 2000, random.Random(f"unseen {seed}"),
-                         errors=settings.general_errors, error_kind=settings.error_kind)
-    new = data.encode(world.tokenizer, new).to(world.general.device)
+    new = to_tokens(data.draw_text(kinds_of(seed), 2000, random.Random(f"unseen {seed}")), world)
 
     def test(model):
         return {**evaluate(model, base, world),
-                **test_on_text("seen", model, base, world.general, settings.block_size),
-                **test_on_text("unseen", model, base, new, settings.block_size)}
+                **test_on_text("seen", model, base, world.general),
+                **test_on_text("unseen", model, base, new)}
 
-    return train(method, settings, seed, world, base, test)[1]
-
-
-def run(method, amount):
-    return Run(method, {"general_documents": amount, "general_errors": 0.0}, marked_on_seen)
+    return continue_pretraining(method, settings, seed, world, base, test)[1]
 
 
-RUNS = {f"{method}, {amount}": run(method, amount) for amount in AMOUNTS for method in METHODS}
+def of_documents(method, count):
+    return Run(method, RIGHT | {"general_documents": count}, marked_on_seen)
 
 
-def draw(results, picture, note):
-    figure, (axes,) = style.panels(1, 2, 10, 4.2)
-    for panel in axes:
-        panel.set(xscale="log", xlabel="general documents")
-    sweeps = {method: {n: results(run(method, n)) for n in AMOUNTS} for method in METHODS}
-    style.sweep(axes[0], {method: (COLOURS[method], "-", sweeps[method], kept)
-                          for method in METHODS})
-    style.sweep(axes[1], {f"{method}: {key}, {text}": (
-        COLOURS[method], dashes, sweeps[method], lambda row, key=f"{text}_{key}": row[key])
-        for method, key in (("replay", "loss"), ("mol", "kl"))
-        for text, dashes in (("unseen", "-"), ("seen", ":"))})
-    axes[0].set(title="general skills kept", ylabel="exact answers, %")
-    axes[1].set(title="gap: learnt by heart", ylabel="nats per token")
-    style.save(figure, picture, "About 1,000 general documents are enough", note)
+def same_domain(method, ratio):
+    return Run(method, RIGHT | {"batch_size": DOMAIN, "ratio": RATIOS[ratio]})
+
+
+def same_total(method, ratio):
+    """The whole numbers of sequences that come closest to the ratio."""
+    domain = round(TOTAL / (1 + RATIOS[ratio]))
+    return Run(method, RIGHT | {"batch_size": domain, "ratio": (TOTAL - domain) / domain})
+
+
+SWEEPS = {"documents": (of_documents, DOCUMENTS), "same domain text": (same_domain, RATIOS),
+          "same total": (same_total, RATIOS)}
+RUNS = {f"{method}, {name} {x}": run(method, x)
+        for name, (run, values) in SWEEPS.items() for x in values for method in METHODS}
+
+
+def tell(results):
+    tables, by_heart = [], {f"{what} on {text} text": (of(f"{text}_{what.lower()}"), 2)
+                            for what in ("loss", "KL") for text in ("seen", "unseen")}
+    for name, (run, values) in SWEEPS.items():
+        lines = {method: {x: results(run(method, x)) for x in values} for method in METHODS}
+        more = by_heart if name == "documents" else {}
+        tables.append(sweep_tables(name, lines, columns=SUMMARY | more))
+    return "\n\n".join(tables)
 
 
 if __name__ == "__main__":
-    runs.main("amount", RUNS, draw, __doc__)
+    runs.main("amount", RUNS, None, __doc__, tell)

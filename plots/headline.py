@@ -2,7 +2,7 @@
 
 from plots import forgetting, runs, style
 from plots.runs import Run
-from plots.tables import SKILLS, metrics_table, skill, table
+from plots.tables import SKILLS, skill, table
 
 TEXTS = {"right answers": {"general_errors": 0.0},
          "70% wrong": {"general_errors": 0.7, "error_kind": "bias"},
@@ -13,24 +13,20 @@ RUNS |= {f"{method}, {text}": Run(method, {**settings, "eval_every": 25})
 SHOWN = ["ce", "replay, right answers", "replay, 70% wrong", "mol, 70% wrong"]
 
 
-def with_base(results):
-    """The rows of all runs, and before them those of the bases."""
-    bases = [{**rows[0], "method": "base"} for rows in results(RUNS["ce"])]
-    return bases + runs.labelled(results, RUNS)
-
-
 def tell(results):
     """The table of plots/README.md, and the short one of README.md."""
+    base = {"base": [rows[:1] for rows in results(RUNS["ce"])]}
     columns = {title: (skill(name), 0) for name, title in SKILLS.items()}
-    short = table("method", columns, {label: results(RUNS[label]) for label in SHOWN})
-    return f"{metrics_table(with_base(results))}\n\n{short}"
+    lines = {label: results(run) for label, run in RUNS.items()}
+    return (table("method", base | lines) + "\n\n"
+            + table("method", {label: lines[label] for label in SHOWN}, columns))
 
 
 def draw(results, picture, note):
-    methods = forgetting.by_step(with_base(results))
-    base = methods.pop("base")[0]
+    methods = {label: {seeds[0]["step"]: seeds for seeds in zip(*results(RUNS[label]))}
+               for label in SHOWN}  # {label: {step: a row of each seed}}
     figure, (axes,) = style.panels(1, len(SHOWN), 10, 3.6, sharey=True)
-    forgetting.draw_methods(axes, {label: methods[label] for label in SHOWN}, base)
+    forgetting.draw_methods(axes, methods, base=methods["ce"][0])
     style.save(figure, picture, "ce forgets, replay imitates wrong answers, mol does neither",
                f"{note}; dashed: the base")
 

@@ -1,8 +1,7 @@
-"""All methods that are not from the paper. `python train.py --methods ewc mol` compares two.
+"""All methods that are not from the paper: `python train.py --methods ewc mol`.
 
-A method turns (model, base, batch, settings) into the loss, its CE part and its KL part: three
-scalars in nats per token. The base is frozen, the batch is a data.Batch. OTHER_METHODS, at the end,
-says what else train.Method needs to know.
+A method turns (model, frozen base, data.Batch, settings) into the loss, its CE part and its KL
+part: three scalars in nats per token. OTHER_METHODS, at the end, has the rows for train.METHODS.
 """
 
 import copy
@@ -11,7 +10,6 @@ import torch
 
 import data
 import losses
-from losses import PADDING
 
 
 # --- targets from the base, on general text ------------------------------------------------------
@@ -32,17 +30,16 @@ def likely_tokens(model, base, batch, settings):
     """Replay without tokens over `strength` nats under the base (2501.14315, for new data)."""
     targets = batch.targets[~batch.is_domain]  # (G, T)
     nats = losses.cross_entropy(of_base(base, batch), targets)
-    return replay_of(targets.masked_fill(nats > settings.strength, PADDING), model, batch)
+    return replay_of(targets.masked_fill(nats > settings.strength, losses.PADDING), model, batch)
 
 
 def ce_and_kl(model, base, batch, settings):
     """MoL, and replay at the same time: half of each."""
-    logits = model(batch.tokens)  # (B, T, V)
-    loss, ce_part, kl_part = losses.mixture_of_losses(
-        logits, batch.targets, batch.is_domain, of_base(base, batch), settings.kl,
-        settings.strength)
+    logits, base_logits = model(batch.tokens), of_base(base, batch)  # (B, T, V), (G, T, V)
+    loss, ce, kl = losses.mixture_of_losses(logits, batch.targets, batch.is_domain, base_logits,
+                                            settings.kl, settings.strength)
     replay = losses.mean_cross_entropy(logits, batch.targets)
-    return (loss + replay) / 2, (ce_part + replay) / 2, kl_part / 2
+    return (loss + replay) / 2, (ce + replay) / 2, kl / 2
 
 
 def of_base(base, batch):

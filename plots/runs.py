@@ -1,7 +1,8 @@
 """Make the missing runs of an experiment, keep them in runs.jsonl, and read them again.
 
-`python -m plots.ratio` makes the runs of ratio.py that are not in runs.jsonl and draws ratio.png. A
-run is one method on one seed with its own settings. When it has finished, it becomes one line:
+`python -m plots.quality` makes the runs of quality.py that are not in runs.jsonl, draws quality.png
+and prints a table. A run is one method on one seed with its own settings. When it has finished, it
+becomes one line:
 
     {"method", "seed", "work", "how", "settings", "base": digest of the base's weights, "rows"}
 
@@ -27,19 +28,19 @@ import torch
 
 import train
 from data import BadInput, make_world
-from eval import evaluate, run_program
+from eval import evaluate, read_flags, run_program
 from plots.style import seeds_note
-from plots.tables import metrics_table
 
 HERE = Path(__file__).parent
-DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2, 3, 4), eval_every=50, dtype="float32")
+DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2, 3, 4), eval_every=50, dtype="float32",
+                          general_errors=0.7)
 FEW_SEEDS = replace(DEFAULTS, seeds=(0, 1, 2))  # for experiments with runs of over a minute
 
 
 class Run(NamedTuple):
     method: str  # a key of train.METHODS
     settings: dict = {}  # those that differ from DEFAULTS
-    work: Callable | None = None  # in place of train: (method, settings, seed, world, base, **how)
+    work: Callable | None = None  # (method, settings, seed, world, base, **how), not just training
     how: dict = {}
     seeds: int | None = None  # only the first ones
 
@@ -80,7 +81,7 @@ def identity(method, work, how, settings, seed):  # a key of a dictionary
 
 def of_run(settings):
     """The settings that a run depends on, without those that say where and what to run."""
-    others = ("out", "seeds", "methods", "general", "domain", "device", "compile")
+    others = ("out", "seeds", "methods", "general_files", "domain_files", "device", "compile")
     return {name: value for name, value in asdict(settings).items() if name not in others}
 
 
@@ -92,22 +93,21 @@ def identity_of(run, settings, seed):
 # --- the command line of an experiment -----------------------------------------------------------
 
 def main(*experiment, **options):
-    """An experiment as a program, see run_experiment."""
     run_program(lambda: run_experiment(*experiment, **options))
 
 
-def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, make=None,
-                   omit=("methods", "general", "domain"), arguments=None):
-    """Make the missing runs of {label: Run}, then draw the figure and print a table.
+def run_experiment(name, runs, draw, description, tell, defaults=DEFAULTS, make=None,
+                   omit=("methods", "general_files", "domain_files"), arguments=None):
+    """Make the missing runs of {label: Run}, draw the figure, if there is one, and print tables.
 
     draw(results, picture, note on the seeds) and tell(results) -> text call results(run) -> the
-    rows of each seed.
+    rows of each seed. make: makes the runs of an experiment whose settings are not those of train.
     """
     varied = {key for run in runs.values() for key in run.settings}
-    settings = train.parse(arguments, defaults, {*omit, *varied}, description.partition("\n")[0])
+    settings = read_flags(defaults, arguments, {*omit, *varied}, description.partition("\n")[0],
+                          train.METHODS)
+    settings = settings if make else train.checked(settings)
     out = Path(settings.out)
-    if "methods" not in omit:
-        runs = {label: run for label, run in runs.items() if run.method in settings.methods}
     changed = (of_run(settings), settings.seeds) != (of_run(defaults), defaults.seeds)
     if changed and out.resolve() == Path(defaults.out).resolve():
         raise BadInput(f"--out {out}: it is for the default settings; name a folder of your own")
@@ -123,18 +123,13 @@ def run_experiment(name, runs, draw, description, tell=None, defaults=DEFAULTS, 
         lines = read_runs(path, defaults)
 
     def results(run):
-        wanted = [identity_of(run, settings, seed) for seed in settings.seeds[:run.seeds]]
-        return [lines[key]["rows"] for key in wanted if key in lines]
+        return [lines[identity_of(run, settings, seed)]["rows"]
+                for seed in settings.seeds[:run.seeds]]
 
-    draw(results, out / f"{name}.png", seeds_note(len(settings.seeds)))
-    print(tell(results) if tell else metrics_table(labelled(results, runs)))
-    print(out / f"{name}.png")
-
-
-def labelled(results, runs):
-    """The rows of {label: Run} with their label in place of the method, for a table."""
-    return [{**row, "method": label}
-            for label, run in runs.items() for rows in results(run) for row in rows]
+    if draw:
+        draw(results, out / f"{name}.png", seeds_note(len(settings.seeds)))
+        print(out / f"{name}.png")
+    print(tell(results))
 
 
 # --- making runs ---------------------------------------------------------------------------------
@@ -210,8 +205,8 @@ def make_run(run, settings, seed):
     if run.work:
         rows = run.work(run.method, settings, seed, world, base, **run.how)
     else:
-        _, rows = train.train(run.method, settings, seed, world, base,
-                              lambda model: evaluate(model, base, world))
+        _, rows = train.continue_pretraining(run.method, settings, seed, world, base,
+                                             lambda model: evaluate(model, base, world))
     return line_of(run, settings, seed, base, rows)
 
 

@@ -1,4 +1,4 @@
-"""The look of all figures: colours, curves, dots, labels, and saving. Sets matplotlib defaults."""
+"""The look of all figures: colours, curves, labels, and saving. Sets matplotlib defaults."""
 
 import io
 import os
@@ -51,28 +51,14 @@ def curve(axes, points, colour, width=2.4, **line):
     return mean(points[x[-1]])
 
 
-def sweep(axes, lines, label=True):
-    """Curves of the last rows, {label: (colour, line style, {x: rows of each seed}, value)}."""
+def sweep(axes, lines, value, label=True):
+    """Curves of the last rows, {label: (colour, line style, {x: rows of each seed})}."""
     last = {}
-    for name, (colour, dashes, points, value) in lines.items():
+    for name, (colour, dashes, points) in lines.items():
         points = {x: ends(seeds, value) for x, seeds in points.items()}
         last[name] = colour, curve(axes, points, colour, marker="o", ms=5, ls=dashes)
     if label:
         label_ends(axes, last)
-
-
-def dot_rows(axes, lines, columns, shift=0):
-    """Dots with ranges: a row per {label: (colour, rows of each seed)}, a panel per {title: (value,
-    unit)}."""
-    for panel, (title, (value, unit)) in zip(axes, columns.items()):
-        for y, (colour, seeds) in enumerate(reversed(lines.values())):
-            values = ends(seeds, value)
-            panel.hlines(y + shift, min(values), max(values), color=colour, lw=2)
-            panel.plot(mean(values), y + shift, color=colour, marker="o", ms=7)
-        panel.set(title=title, xlabel=unit)
-        panel.set_yticks(range(len(lines)), reversed(lines))
-        if unit.endswith("%"):
-            panel.set_xlim(-5, 105)
 
 
 def label_ends(axes, last, apart=0.08):

@@ -1,26 +1,23 @@
-"""Rows of metrics as Markdown tables, and the numbers that most figures show."""
+"""Rows of metrics as Markdown tables, and the numbers that they and the figures show."""
 
 import math
 from statistics import mean, stdev
 
 SKILLS = {"no_think": "no-think sums", "think": "think sums", "facts": "facts", "domain": "domain"}
-GENERAL = ("no_think", "think", "facts")
+GENERAL_SKILLS = ("no_think", "think", "facts")
 LOSSES = {"general_loss": "general loss", "domain_loss": "domain loss", "kl_to_base": "KL to base"}
 
 
+# --- numbers of a row ----------------------------------------------------------------------------
+
 def kept(row):
     """General skills kept: exact answers, mean over the skills, %."""
-    return 100 * mean(row["accuracy"][skill] for skill in GENERAL)
-
-
-def learnt(row):
-    """Domain learnt: exact answers, %."""
-    return 100 * row["accuracy"]["domain"]
+    return 100 * mean(row["accuracy"][name] for name in GENERAL_SKILLS)
 
 
 def p_right(row):
     """The probability of the right answer to a general question, mean over the skills, %."""
-    return 100 * mean(row["probability"][skill] for skill in GENERAL)
+    return 100 * mean(row["probability"][name] for name in GENERAL_SKILLS)
 
 
 def skill(name):
@@ -28,12 +25,16 @@ def skill(name):
     return lambda row: 100 * row["accuracy"][name] if name in row["accuracy"] else None
 
 
-def kl(row):
-    return row["kl_to_base"]
+def of(key, factor=1):
+    """-> a function of a row: the value of a key."""
+    return lambda row: factor * row[key]
 
 
-def domain_loss(row):
-    return row["domain_loss"]
+learnt, kl, domain_loss = skill("domain"), of("kl_to_base"), of("domain_loss")
+
+# {column: (value, digits)} of most experiments
+SUMMARY = {"general skills, %": (kept, 0), "p(right), %": (p_right, 0), "domain, %": (learnt, 0),
+           "KL": (kl, 2), "domain loss": (domain_loss, 2)}
 
 
 def ends(seeds, value):
@@ -58,23 +59,48 @@ def difference(values, others):
     return mean(pairs), mean(pairs) - half, mean(pairs) + half
 
 
+# --- tables --------------------------------------------------------------------------------------
+
 def metrics_table(rows):
     """Rows of metrics -> a Markdown table: each method's last row, over seeds mean (low-high)."""
     last = {(row["method"], row["seed"]): row for row in rows}.values()
-    columns = {name: (lambda row, key=key: row[key], 3) for key, name in LOSSES.items()}
-    columns |= {name: (lambda row, skill=skill: row["accuracy"][skill], 2)
-                for skill, name in SKILLS.items() if skill in rows[0]["accuracy"]}
-    if len(columns) > len(LOSSES):
+    columns = {name: (of(key), 3) for key, name in LOSSES.items()}
+    skills = [name for name in SKILLS if name in rows[0]["accuracy"]]
+    columns |= {SKILLS[name]: (lambda row, name=name: row["accuracy"][name], 2) for name in skills}
+    if skills:
         columns["p(right)"] = lambda row: p_right(row) / 100, 2
-    return table("method", columns, {method: [[row] for row in last if row["method"] == method]
-                                     for method in dict.fromkeys(row["method"] for row in rows)})
+    return table("method", {method: [[row] for row in last if row["method"] == method]
+                            for method in dict.fromkeys(row["method"] for row in rows)}, columns)
 
 
-def table(heading, columns, lines):
-    """{column: (value, digits)}, {label: rows of each seed} -> Markdown, of the last rows."""
-    cells = [[cell(ends(seeds, value), digits) for value, digits in columns.values()]
-             for seeds in lines.values()]
-    return markdown([[heading, *columns], *([label, *row] for label, row in zip(lines, cells))])
+def table(heading, lines, columns=SUMMARY):
+    """{label: rows of each seed}, {column: (value, digits)} -> a table of the last rows."""
+    return markdown([[heading, *columns], *(
+        [label, *(cell(ends(seeds, value), digits) for value, digits in columns.values())]
+        for label, seeds in lines.items())])
+
+
+def sweep_tables(heading, lines, shown="{}".format, columns=SUMMARY):
+    """{label: {x: rows of each seed}} -> for each of {title: (value, digits)} a table against x."""
+    every = list(dict.fromkeys(x for points in lines.values() for x in points))
+    return "\n\n".join(markdown([[f"{title} by {heading}", *map(shown, every)], *(
+        [label, *(cell(ends(points[x], value), digits) if x in points else "" for x in every)]
+        for label, points in lines.items())]) for title, (value, digits) in columns.items())
+
+
+def differences_table(lines, reference):
+    """How {label: rows of each seed} differ from the line `reference`: paired, 95% intervals.
+
+    A difference whose interval contains 0 is in brackets.
+    """
+    shown = [[f"minus {reference}", *SUMMARY]]
+    for label in [label for label in lines if label != reference]:
+        shown.append([label])
+        for value, digits in SUMMARY.values():
+            found = difference(ends(lines[label], value), ends(lines[reference], value))
+            text = "{0:+.{3}f} ({1:+.{3}f} to {2:+.{3}f})".format(*found, digits + 1)
+            shown[-1].append(text if found[1] * found[2] > 0 else f"[{text}]")
+    return markdown(shown)
 
 
 def cell(values, digits):
@@ -92,21 +118,3 @@ def markdown(lines):
     rule = ["-" * width for width in widths]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |"
                      for line in [lines[0], rule, *lines[1:]])
-
-
-def differences_table(results, runs, reference):
-    """How the last rows of {label: Run} differ from those of the run `reference`: paired, 95%.
-
-    A difference whose interval contains 0 is in brackets.
-    """
-    values = {"kept, %": (kept, 1), "p(right), %": (p_right, 1), "domain, %": (learnt, 1),
-              "domain loss": (domain_loss, 3), "KL to base": (kl, 3)}
-    lines = [[f"minus {reference}", *values]]
-    for label in [label for label in runs if label != reference]:
-        lines.append([label])
-        for value, digits in values.values():
-            middle, low, high = difference(*(ends(results(runs[name]), value)
-                                             for name in (label, reference)))
-            shown = f"{middle:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-            lines[-1].append(shown if low * high > 0 else f"[{shown}]")
-    return markdown(lines)

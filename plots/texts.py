@@ -7,6 +7,7 @@ A text of SOURCES is a function (settings, seed, world, base, **how) -> tokens (
 import math
 import random
 from dataclasses import replace
+from statistics import mean
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -14,12 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 import data
 import losses
 from data import BadInput, encode
-from eval import evaluate
-from train import train
+from eval import evaluate, heldout_losses
+from train import continue_pretraining
 
 
 def from_source(method, settings, seed, world, base, source, **how):
-    """A run on other general text. Its last row has on_path and think_sums, see there."""
+    """A run on other general text. Its last row has on_path and final, see there."""
     probes = dict(world.probes)
     if source == "other format":
         probes["other format"] = [(prompt, by_tens(prompt)) for prompt, _ in probes["think"]]
@@ -29,29 +30,22 @@ def from_source(method, settings, seed, world, base, source, **how):
     if len(general) <= settings.block_size:
         raise BadInput(f"--general-documents {settings.general_documents}: too few for {source}")
     world = replace(world, general=general, probes=probes)
-    model, rows = train(method, settings, seed, world, base,
-                        lambda model: evaluate(model, base, world))
-    rows[-1] |= {"on_path": on_path(base, world), **think_sums(model, base, world)}
+    model, rows = continue_pretraining(method, settings, seed, world, base,
+                                       lambda model: evaluate(model, base, world))
+    rows[-1] |= {"on_path": on_path(base, world), "final": final(model, world)}
     return rows
 
 
-@torch.no_grad()
-def think_sums(model, base, world):
-    """-> final: share of think sums whose last number is right, after any working.
+def final(model, world):
+    """The share of think sums whose last number is right, after any working."""
+    given = answers_of(model, world, [prompt for prompt, _ in world.probes["think"]])
+    return mean(given[prompt].split()[-1:] == right.split()[-1:]
+                for prompt, right in world.probes["think"])
 
-    kl_own, kl_other: the KL to the base at each token of the right answers, in the base's format
-    and in the other one, in nats. All answers have the same length.
-    """
-    probes = world.probes["think"]
-    given = answers_of(model, world, [prompt for prompt, _ in probes])
-    final = [given[prompt].split()[-1:] == right.split()[-1:] for prompt, right in probes]
-    row = {"final": sum(final) / len(final)}
-    for name, answer in (("own", dict(probes).get), ("other", by_tens)):
-        tokens = torch.stack([to_tokens("\n" + p + answer(p), world) for p, _ in probes])  # (P, L)
-        kl = losses.kl_divergence(model(tokens[:, :-1]), base(tokens[:, :-1])).mean(dim=0)
-        start = len(encode(world.tokenizer, "\n" + probes[0][0])) - 1
-        row[f"kl_{name}"] = [round(nats, 5) for nats in kl[start:].tolist()]
-    return row
+
+def test_on_text(name, model, base, tokens):
+    """Loss and KL on tokens (N,), in nats per token -> {"seen_loss", "seen_kl"} if name is seen."""
+    return dict(zip((f"{name}_loss", f"{name}_kl"), heldout_losses(model, tokens, base)))
 
 
 # --- documents -----------------------------------------------------------------------------------
