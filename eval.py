@@ -152,7 +152,8 @@ def start_run(settings, names):
     absolute = {name: [str(Path(path).resolve()) for path in getattr(settings, name)]
                 for name in ("general_files", "domain_files")}  # for eval.py in another folder
     write_file(out / "settings.json", json.dumps(asdict(settings) | absolute, indent=1).encode())
-    for pattern in ("metrics.jsonl", "forgetting.png", *(f"seed*/{name}.pt" for name in names)):
+    for pattern in ("metrics.jsonl", "forgetting.png", "page.html",
+                    *(f"seed*/{name}.pt" for name in names)):
         for path in out.glob(pattern):
             path.unlink()
 
