@@ -166,6 +166,7 @@ def start_run(settings, names):
         (folder / "try").unlink()
     absolute = {name: [str(Path(path).resolve()) for path in getattr(settings, name)]
                 for name in ("general_files", "domain_files")}  # for eval.py in another folder
+    absolute["questions"] = settings.questions and str(Path(settings.questions).resolve())
     write_file(out / "settings.json", json.dumps(asdict(settings) | absolute, indent=1).encode())
     for pattern in ("metrics.jsonl", "forgetting.png", "page.html",
                     *(f"seed*/{name}.pt" for name in names)):

@@ -61,6 +61,7 @@ class Settings:
     # your own text
     general_files: tuple[str, ...] = ()  # UTF-8 files or folders, in place of the toy general text
     domain_files: tuple[str, ...] = ()  # UTF-8 files or folders, in place of the toy domain text
+    questions: str = ""  # file about your own text; a line is prompt, tab, answer, tab, skill
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: a GPU if there is one
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of training
     compile: bool = False  # use torch.compile
@@ -264,6 +265,7 @@ def checked(settings):
             (s.n_embd % (2 * s.n_head), f"--n-embd {s.n_embd}: use a multiple of twice --n-head"),
             (s.lora_rank > s.n_embd, f"--lora-rank {s.lora_rank}: use at most --n-embd"),
             (s.vocab_size < 256, f"--vocab-size {s.vocab_size}: use at least 256, one per byte"),
+            (s.questions and not s.general_files, "--questions needs --general and --domain"),
             (s.general_errors > 1, f"--general-errors {s.general_errors}: use a share, 0 to 1"),
             (s.general_files and (s.general_errors, s.error_kind, s.general_documents) != (
                 Settings.general_errors, Settings.error_kind, Settings.general_documents),

@@ -9,8 +9,12 @@ LOSSES = {"general_loss": "general loss", "domain_loss": "domain loss", "kl_to_b
 
 
 def kept(row):
-    """General skills kept: exact answers, mean over the skills, %."""
-    return 100 * mean(row["accuracy"][skill] for skill in GENERAL)
+    """Exact answers, mean over the general skills, or over all of your own questions, %."""
+    return 100 * mean(row["accuracy"][skill] for skill in general(row))
+
+
+def general(row):
+    return GENERAL if "facts" in row["accuracy"] else list(row["accuracy"])
 
 
 def learnt(row):
@@ -20,7 +24,7 @@ def learnt(row):
 
 def p_right(row):
     """The probability of the right answer to a general question, mean over the skills, %."""
-    return 100 * mean(row["probability"][skill] for skill in GENERAL)
+    return 100 * mean(row["probability"][skill] for skill in general(row))
 
 
 def skill(name):
@@ -62,8 +66,8 @@ def metrics_table(rows):
     """Rows of metrics -> a Markdown table: each method's last row, over seeds mean (low-high)."""
     last = {(row["method"], row["seed"]): row for row in rows}.values()
     columns = {name: (lambda row, key=key: row[key], 3) for key, name in LOSSES.items()}
-    columns |= {name: (lambda row, skill=skill: row["accuracy"][skill], 2)
-                for skill, name in SKILLS.items() if skill in rows[0]["accuracy"]}
+    columns |= {SKILLS.get(skill, skill): (lambda row, skill=skill: row["accuracy"][skill], 2)
+                for skill in rows[0]["accuracy"] if skill in (*SKILLS, *general(rows[0]))}
     if len(columns) > len(LOSSES):
         columns["p(right)"] = lambda row: p_right(row) / 100, 2
     return table("method", columns, {method: [[row] for row in last if row["method"] == method]
