@@ -315,8 +315,8 @@ def metrics(toy=True):
 
 
 @pytest.mark.parametrize("toy, kind, start, title", [
-    (True, "pdf", b"%PDF", "General skills kept: ce 0%, mol 90%"),
-    (True, "svg", b"<?xml", "General skills kept: ce 0%, mol 90%"),
+    (True, "pdf", b"%PDF", "General skills (base 100%): ce 0%, mol 90%"),
+    (True, "svg", b"<?xml", "General skills (base 100%): ce 0%, mol 90%"),
     (False, "png", b"\x89PNG", "General loss, compared with the base: ce +2.01, mol +0.11")],
     ids=["pdf", "svg", "own text"])
 def test_the_figure_of_a_run(toy, kind, start, title, tmp_path, monkeypatch):
