@@ -253,6 +253,10 @@ def make_world(settings, seed):
             raise BadInput(f"{flag}: too short, {len(tokens)} tokens of {name.replace('_', ' ')} "
                            f"text, --block-size {settings.block_size} needs more")
         texts[name] = tokens.to(settings.device)
+    if settings.questions:
+        probes = read_questions(settings.questions, world)
+        prompts = [questions[0][0] for questions in probes.values()] + world.prompts
+        world = replace(world, probes=probes, prompts=prompts)
     longest = max((len(encode(world.tokenizer, "\n" + prompt + answer))
                    for probes in world.probes.values() for prompt, answer in probes), default=0)
     if longest > settings.block_size + 1:
@@ -297,6 +301,21 @@ def text_world(general_paths, domain_paths, vocab_size):
     tokens = [encode(tokenizer, text) for text in texts]
     prompts = [one_line(text[:200])[:60] for text in (heldout_general, heldout_domain)]
     return World(tokenizer, tokens[0], *tokens, {}, prompts)
+
+
+def read_questions(path, world):
+    """Lines of prompt, tab, answer and perhaps tab, skill -> {skill: [(prompt, answer), ...]}."""
+    probes, known, line = defaultdict(list), 0, ""
+    text = world.tokenizer.decode(torch.cat([world.general, world.domain]).tolist())
+    try:
+        for line in read_text(Path(path)).splitlines():
+            prompt, answer, skill = (*filter(str.strip, line.split("\t")), "questions")[:3]
+            probes[skill].append((prompt, answer))
+            known += prompt + answer in text
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--questions {path}: {error}; use prompt, tab, answer: {line!r}")
+    print(f"questions  {known} are word for word in a training text; last: {prompt!r} {answer!r}")
+    return probes
 
 
 def one_line(text):

@@ -1,6 +1,7 @@
 """Tests of a model, in float32: losses on held-out text, KL to the base, answers to questions.
 
     python eval.py "37+45=" "Q: alarm 691? A:"      let every model of a run answer prompts
+    python eval.py --tokens "36+21=64"              what each model expects at each token
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from data import BadInput, encode, make_world
-from losses import PADDING, cross_entropy, kl_divergence
+from losses import PADDING, cross_entropy, kl_divergence, log_probs
 from model import GPT, GPTConfig
 
 
@@ -102,6 +103,18 @@ def show_answers(models, world, prompts):
             print(f"  {name:{max(map(len, models))}}  {printable(answer(model, world, prompt))}")
 
 
+@torch.no_grad()
+def show_tokens(models, world, texts):
+    """Print each token, and what each model {name: GPT} expects there, with its probability."""
+    for text in texts:
+        tokens = encode(world.tokenizer, "\n" + text)[:models["base"].config.block_size + 1]  # (T,)
+        best = [log_probs(model(tokens[None, :-1]))[0].exp().max(-1) for model in models.values()]
+        print(f"\n{'token':8}" + "".join(f"{name:>15}" for name in models))
+        for i, words in enumerate(zip(tokens[1:], *(ids for _, ids in best))):
+            word, *expected = (repr(world.tokenizer.decode([token])) for token in words)
+            print(f"{word:8}" + "".join(f"{e:>10} {p[i]:.2f}" for e, (p, _) in zip(expected, best)))
+
+
 def show_texts(seed, world, block_size):
     """Print the sizes of the texts and how they begin."""
     for name in ("general", "domain"):
@@ -121,6 +134,7 @@ def main():
     parser.add_argument("prompts", nargs="*", help="default: questions of the first seed; write "
                         "-- before a prompt that begins with a minus sign")
     parser.add_argument("--out", type=Path, default="out", help="the folder of a run")
+    parser.add_argument("--tokens", action="store_true", help="show each token of the prompts")
     given = parser.parse_args()
     settings = json.loads((given.out / "settings.json").read_text()) | {"device": "cpu"}
     row = json.loads((given.out / "metrics.jsonl").read_text().partition("\n")[0])  # of the base
@@ -136,7 +150,8 @@ def main():
     if (base.config.vocab_size != world.tokenizer.n_vocab
             or abs(heldout_losses(base, world.heldout_general)[0] - row["general_loss"]) > 0.01):
         raise BadInput(f"--out {given.out}: the text or the code has changed since this run")
-    show_answers(models, world, given.prompts or world.prompts)
+    show = show_tokens if given.tokens else show_answers
+    show(models, world, given.prompts or world.prompts)
 
 
 # --- files, messages and flags -------------------------------------------------------------------
@@ -151,8 +166,10 @@ def start_run(settings, names):
         (folder / "try").unlink()
     absolute = {name: [str(Path(path).resolve()) for path in getattr(settings, name)]
                 for name in ("general_files", "domain_files")}  # for eval.py in another folder
+    absolute["questions"] = settings.questions and str(Path(settings.questions).resolve())
     write_file(out / "settings.json", json.dumps(asdict(settings) | absolute, indent=1).encode())
-    for pattern in ("metrics.jsonl", "forgetting.png", *(f"seed*/{name}.pt" for name in names)):
+    for pattern in ("metrics.jsonl", "forgetting.png", "page.html",
+                    *(f"seed*/{name}.pt" for name in names)):
         for path in out.glob(pattern):
             path.unlink()
 

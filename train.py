@@ -14,6 +14,7 @@ import json
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Callable, Literal, NamedTuple
@@ -26,7 +27,7 @@ from data import BadInput
 from eval import (evaluate, heldout_losses, load_model, read_flags, run_program, save_model,
                   show_answers, show_texts, start_run, write_file)
 from model import GPT, GPTConfig, add_lora, merge_lora
-from plots import forgetting
+from plots import forgetting, page
 from plots.methods import OTHER_METHODS
 from plots.tables import metrics_table
 
@@ -60,6 +61,7 @@ class Settings:
     # your own text
     general_files: tuple[str, ...] = ()  # UTF-8 files or folders, in place of the toy general text
     domain_files: tuple[str, ...] = ()  # UTF-8 files or folders, in place of the toy domain text
+    questions: str = ""  # file about your own text; a line is prompt, tab, answer, tab, skill
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: a GPU if there is one
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of training
     compile: bool = False  # use torch.compile
@@ -131,10 +133,11 @@ def optimise(model, loss_of, batches, steps, lr, settings, label, weight_decay=0
         yield step, ce_part, kl_part
 
 
-def continue_pretraining(name, settings, seed, world, base, test):
+def continue_pretraining(name, settings, seed, world, base, test, watch=lambda step, model: 0):
     """Train a copy of the base with a method -> the trained GPT, rows of metrics.
 
     test(model) -> the metrics of one row, at step 0, every eval_every steps, and at the last step.
+    watch(step, model) is called at step 0 and after every step.
     """
     method = METHODS[name]
     model = copy.deepcopy(base).requires_grad_(True)
@@ -148,10 +151,12 @@ def continue_pretraining(name, settings, seed, world, base, test):
                            settings.block_size, seed)
 
     rows, parts = [{"method": name, "seed": seed, "step": 0, **test(model)}], []
+    watch(0, model)
     for step, *parts_of_step in optimise(
             model, lambda batch: method.loss(forward, frozen, batch, settings, *prepared), batches,
             settings.steps, settings.lr, settings, name, method.weight_decay):
         parts.append(parts_of_step)
+        watch(step, model)
         if step % settings.eval_every == 0 or step == settings.steps:
             ce_part, kl_part = map(mean, zip(*parts))  # since the last row
             parts.clear()
@@ -222,9 +227,11 @@ def main(arguments=None):
         models = {"base": base}
         save_model(out / f"seed{seed}" / "base.pt", base)
         rows.append({"method": "base", "seed": seed, "step": 0, **evaluate(base, base, world)})
+        recording = page.start(settings, world, base)
         for name in settings.methods:
-            models[name], curve = continue_pretraining(name, settings, seed, world, base,
-                                                       lambda model: evaluate(model, base, world))
+            models[name], curve = continue_pretraining(
+                name, settings, seed, world, base, lambda model: evaluate(model, base, world),
+                watch=partial(page.snapshot, recording, name))
             save_model(out / f"seed{seed}" / f"{name}.pt", models[name])
             rows += curve
             lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -233,7 +240,9 @@ def main(arguments=None):
           f"right\nanswers\n\n{metrics_table(rows)}\n\nanswers of seed {seed}")
     show_answers(models, world, world.prompts)
     forgetting.draw(rows, out / "forgetting.png")
-    print(f"\n{out / 'forgetting.png'} shows the curves; {time.perf_counter() - started:.0f} s")
+    page.write(out / "page.html", recording, [row for row in rows if row["seed"] == seed])
+    print(f"\n{out / 'forgetting.png'} shows the curves, {out / 'page.html'} the mechanism; "
+          f"{time.perf_counter() - started:.0f} s")
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -256,6 +265,7 @@ def checked(settings):
             (s.n_embd % (2 * s.n_head), f"--n-embd {s.n_embd}: use a multiple of twice --n-head"),
             (s.lora_rank > s.n_embd, f"--lora-rank {s.lora_rank}: use at most --n-embd"),
             (s.vocab_size < 256, f"--vocab-size {s.vocab_size}: use at least 256, one per byte"),
+            (s.questions and not s.general_files, "--questions needs --general and --domain"),
             (s.general_errors > 1, f"--general-errors {s.general_errors}: use a share, 0 to 1"),
             (s.general_files and (s.general_errors, s.error_kind, s.general_documents) != (
                 Settings.general_errors, Settings.error_kind, Settings.general_documents),

@@ -6,7 +6,6 @@ from statistics import mean
 from plots import style
 from plots.tables import SKILLS, kept
 
-LINES = {skill: (SKILLS[skill], skill) for skill in SKILLS}  # name: (label, colour)
 LOSSES = {"domain_loss": ("domain text", "domain"), "general_loss": ("general text", "no_think")}
 
 
@@ -20,14 +19,15 @@ def by_step(rows):
 
 def draw_methods(axes, methods, base):
     """A panel per method: exact answers against steps, or held-out losses of your own text."""
-    toy = bool(base[0]["accuracy"])
+    accuracy = base[0]["accuracy"]
+    lines = {skill: (SKILLS.get(skill, skill), skill) for skill in accuracy} or LOSSES
     for panel, (method, steps) in zip(axes, methods.items()):
         ends = {}
-        for name, (shown, colour) in (LINES if toy else LOSSES).items():
+        for i, (name, (shown, colour)) in enumerate(lines.items()):
             def value(row):
-                return 100 * row["accuracy"][name] if toy else row[name]
+                return 100 * row["accuracy"][name] if accuracy else row[name]
 
-            colour = style.SKILL_COLOURS[colour]
+            colour = style.SKILL_COLOURS.get(colour, f"C{i}")
             # Wide lines below narrow ones, so that lines on top of each other are seen.
             width = {"facts": 6, "think": 3.5}.get(name, 1.6)
             style.curve(panel, {step: list(map(value, seeds)) for step, seeds in steps.items()},
@@ -35,7 +35,7 @@ def draw_methods(axes, methods, base):
             panel.axhline(mean(map(value, base)), color=colour, lw=1, ls="--")
             ends[shown] = colour, mean(map(value, list(steps.values())[-1]))
         panel.set(title=method, xlabel="steps")
-    axes[0].set_ylabel("exact answers, %" if toy else "held-out loss, nats per token")
+    axes[0].set_ylabel("exact answers, %" if accuracy else "held-out loss, nats per token")
     style.label_ends(axes[-1], ends)
 
 
@@ -64,7 +64,8 @@ def draw(rows, picture):
     draw_parts(lower, methods)
     ends = {method: list(steps.values())[-1] for method, steps in methods.items()}
     if base[0]["accuracy"]:
-        title = "General skills kept: " + ", ".join(
+        subject = "General skills" if "facts" in base[0]["accuracy"] else "Your questions"
+        title = f"{subject} (base {mean(map(kept, base)):.0f}%): " + ", ".join(
             f"{method} {mean(map(kept, seeds)):.0f}%" for method, seeds in ends.items())
     else:
         def loss(rows):

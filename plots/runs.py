@@ -81,7 +81,8 @@ def identity(method, work, how, settings, seed):  # a key of a dictionary
 
 def of_run(settings):
     """The settings that a run depends on, without those that say where and what to run."""
-    others = ("out", "seeds", "methods", "general_files", "domain_files", "device", "compile")
+    others = ("out", "seeds", "methods", "general_files", "domain_files", "questions",
+              "device", "compile")
     return {name: value for name, value in asdict(settings).items() if name not in others}
 
 

@@ -11,13 +11,17 @@ LOSSES = {"general_loss": "general loss", "domain_loss": "domain loss", "kl_to_b
 # --- numbers of a row ----------------------------------------------------------------------------
 
 def kept(row):
-    """General skills kept: exact answers, mean over the skills, %."""
-    return 100 * mean(row["accuracy"][name] for name in GENERAL_SKILLS)
+    """Exact answers, mean over the general skills, or over all of your own questions, %."""
+    return 100 * mean(row["accuracy"][name] for name in general_skills(row))
+
+
+def general_skills(row):
+    return GENERAL_SKILLS if "facts" in row["accuracy"] else list(row["accuracy"])
 
 
 def p_right(row):
     """The probability of the right answer to a general question, mean over the skills, %."""
-    return 100 * mean(row["probability"][name] for name in GENERAL_SKILLS)
+    return 100 * mean(row["probability"][name] for name in general_skills(row))
 
 
 def skill(name):
@@ -65,8 +69,9 @@ def metrics_table(rows):
     """Rows of metrics -> a Markdown table: each method's last row, over seeds mean (low-high)."""
     last = {(row["method"], row["seed"]): row for row in rows}.values()
     columns = {name: (of(key), 3) for key, name in LOSSES.items()}
-    skills = [name for name in SKILLS if name in rows[0]["accuracy"]]
-    columns |= {SKILLS[name]: (lambda row, name=name: row["accuracy"][name], 2) for name in skills}
+    skills = [name for name in rows[0]["accuracy"] if name in (*SKILLS, *general_skills(rows[0]))]
+    columns |= {SKILLS.get(name, name): (lambda row, name=name: row["accuracy"][name], 2)
+                for name in skills}
     if skills:
         columns["p(right)"] = lambda row: p_right(row) / 100, 2
     return table("method", {method: [[row] for row in last if row["method"] == method]

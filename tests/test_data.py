@@ -313,3 +313,18 @@ def test_held_out_lines_that_are_trained_are_counted(capsys):
 def test_texts_have_line_feeds_composed_letters_and_no_byte_order_mark(tmp_path, content, text):
     (tmp_path / "text").write_bytes(content)
     assert data.read_text(tmp_path / "text") == text
+
+
+def test_questions_on_your_own_text(world, tmp_path, capsys):
+    file = tmp_path / "questions"
+    file.write_text("the fox ran\t to the\n37+45=\t8\tsums\n37+45=\t82\tsums\n")
+    assert data.read_questions(file, world) == {
+        "questions": [("the fox ran", " to the")], "sums": [("37+45=", "8"), ("37+45=", "82")]}
+    known = sum(text in text_of(world, "general", "domain")
+                for text in ("the fox ran to the", "37+45=8", "37+45=82"))
+    assert capsys.readouterr().out == (f"questions  {known} are word for word in a training text; "
+                                       "last: '37+45=' '82'\n")
+    for line in ("no tab", "no answer\t ", "\tno prompt", ""):
+        file.write_text(f"prompt\tanswer\n{line}\n")
+        with pytest.raises(data.BadInput, match=re.escape(f"use prompt, tab, answer: {line!r}")):
+            data.read_questions(file, world)

@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from torch.distributions import kl_divergence as reference_kl
 import data
 import eval
 import train
-from data import BadInput
+from data import BadInput, encode
 from eval import (evaluate, heldout_losses, heldout_windows, load_model, printable, run_program,
-                  save_model, score_probes, show_answers, write_file)
+                  save_model, score_probes, show_answers, show_tokens, write_file)
 from losses import mean_cross_entropy
 from model import GPT, GPTConfig
 
@@ -108,6 +109,17 @@ def test_each_model_answers_each_prompt_and_sends_the_terminal_no_commands(world
     right = answer.strip()
     assert lines[:4] == ["", f"> {prompt}", f"  base  {right}", f"  mol   {right}"]
     assert lines[5] == "> ?[31mred?" and all(map(str.isprintable, lines))
+
+
+def test_tokens_show_what_each_model_expects(world, model, capsys):
+    prompt, answer = world.probes["domain"][0]
+    show_tokens({"base": model, "mol": model}, world, [prompt + answer, "x" * 999])
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[1].split() == ["token", "base", "mol"] and all(map(str.isprintable, lines))
+    of_answer = len(encode(world.tokenizer, answer))
+    start = 2 + len(encode(world.tokenizer, prompt))
+    for line in lines[start:start + of_answer]:  # the model knows the answer
+        assert re.fullmatch(r"(\S.*?) +\1 (1\.00|0\.[5-9]\d) +\1 \2", line), line
 
 
 def test_what_is_printable():

@@ -241,7 +241,7 @@ def metrics(toy=True):
 
 
 @pytest.mark.parametrize("toy, title", [
-    (True, "General skills kept: ce 0%, mol 90%"),
+    (True, "General skills (base 100%): ce 0%, mol 90%"),
     (False, "General loss, compared with the base: ce +2.01, mol +0.11")])
 def test_the_figure_of_a_run(toy, title, tmp_path, monkeypatch):
     """Its title, and its format, which the name decides."""

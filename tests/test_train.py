@@ -254,7 +254,7 @@ BAD = [  # arguments, what the message says; by default it names the flag
     ("--error-kind noise --general README.md --domain LICENSE",),
     ("--general README.md", "--domain"), ("--domain README.md", "--general"),
     ("--general nowhere --domain README.md",), ("--general <empty> --domain README.md",),
-    ("--domain <empty> --general README.md",), ("--out <empty>",)]
+    ("--domain <empty> --general README.md",), ("--out <empty>",), ("--questions README.md",)]
 if not torch.cuda.is_available():
     BAD.append(("--device cuda",))
 
