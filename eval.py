@@ -5,16 +5,13 @@
 """
 
 import argparse
-import inspect
 import io
 import json
 import math
 import os
-import re
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import get_args, get_origin
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -154,7 +151,7 @@ def main():
     show(models, world, given.prompts or world.prompts)
 
 
-# --- files, messages and flags -------------------------------------------------------------------
+# --- files and messages --------------------------------------------------------------------------
 
 def start_run(settings, names):
     """Make the folders of a run, and delete the results and the checkpoints {name}.pt of an
@@ -202,38 +199,6 @@ def write_file(path, content):
         raise OSError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def read_flags(defaults, words, omit, description, methods):
-    """A dataclass of settings, each with a comment -> the same with those of the command line."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    comments = dict(re.findall(r"(\w+): .*  # (.+)", inspect.getsource(type(defaults))))
-    shorter = {"seeds": "--seed", "general_files": "--general", "domain_files": "--domain"}
-    for f in [f for f in fields(defaults) if f.name not in omit]:
-        kind = get_args(f.type)[0] if get_origin(f.type) is tuple else f.type
-        choices = methods if f.name == "methods" else get_args(kind) or None
-        options = {"action": "store_true"} if kind is bool else {
-            "action": Once, "type": str if choices else kind, "choices": choices,
-            "nargs": "+" if kind is not f.type else None}
-        parser.add_argument(shorter.get(f.name, "--" + f.name.replace("_", "-")), dest=f.name,
-                            default=getattr(defaults, f.name), help=comments[f.name], **options)
-    return replace(defaults, **vars(parser.parse_args(words)))
-
-
-class Once(argparse.Action):
-    """Store the value of a flag that is given once. Numbers are finite, and not below 0 or 1."""
-
-    def __call__(self, parser, given, value, flag):
-        values = value if self.nargs else [value]
-        default = self.default if self.nargs else [self.default]
-        lowest = 0 if self.type is float or 0 in default else 1
-        if getattr(given, self.dest) is not self.default or len({*values}) < len(values):
-            parser.error(f"{flag}: give the flag once, and each value once")
-        if any(x == "" or self.type is not str and not lowest <= x < 2**32 for x in values):
-            parser.error(f"{flag} {value}: use " + (
-                "a name" if self.type is str else f"a number from {lowest} to {2**32 - 1}"))
-        setattr(given, self.dest, tuple(value) if self.nargs else value)
 
 
 def run_program(program):

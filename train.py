@@ -13,8 +13,7 @@ import inspect
 import json
 import math
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Callable, Literal, NamedTuple
@@ -24,10 +23,11 @@ import torch
 import data
 import losses
 from data import BadInput
-from eval import (evaluate, heldout_losses, load_model, read_flags, run_program, save_model,
-                  show_answers, show_texts, start_run, write_file)
+from eval import (evaluate, heldout_losses, load_model, run_program, save_model, show_answers,
+                  show_texts, start_run, write_file)
 from model import GPT, GPTConfig, add_lora, merge_lora
 from plots import forgetting, page
+from plots.flags import on_this_machine, read_flags
 from plots.methods import OTHER_METHODS
 from plots.tables import metrics_table
 
@@ -137,7 +137,7 @@ def continue_pretraining(name, settings, seed, world, base, test, watch=lambda s
     """Train a copy of the base with a method -> the trained GPT, rows of metrics.
 
     test(model) -> the metrics of one row, at step 0, every eval_every steps, and at the last step.
-    watch(step, model) is called at step 0 and after every step.
+    watch(step, model) sees every step.
     """
     method = METHODS[name]
     model = copy.deepcopy(base).requires_grad_(True)
@@ -156,12 +156,12 @@ def continue_pretraining(name, settings, seed, world, base, test, watch=lambda s
             model, lambda batch: method.loss(forward, frozen, batch, settings, *prepared), batches,
             settings.steps, settings.lr, settings, name, method.weight_decay):
         parts.append(parts_of_step)
-        watch(step, model)
         if step % settings.eval_every == 0 or step == settings.steps:
             ce_part, kl_part = map(mean, zip(*parts))  # since the last row
             parts.clear()
             rows.append({"method": name, "seed": seed, "step": step, "ce": ce_part, "kl": kl_part,
                          **test(model)})
+        watch(step, model)
     return merge_lora(model) if settings.lora_rank else model, rows
 
 
@@ -200,9 +200,9 @@ BASE_CODE = [inspect.getsource(part) for part in (  # as it was when this progra
 
 def get_base(settings, seed, world):
     """The frozen base of a seed: a stored one if its settings, text and code were the same."""
-    of_base = [getattr(settings, name) for name in (*BASE_SETTINGS, "device", "compile")]
-    key = hashlib.sha256(repr((of_base, seed, BASE_CODE, torch.get_num_threads(),
-                               torch.__version__)).encode())
+    key = hashlib.sha256(repr((
+        [getattr(settings, name) for name in (*BASE_SETTINGS, "device", "compile")], seed,
+        BASE_CODE, torch.get_num_threads(), torch.__version__)).encode())
     for tokens in (world.pretraining, world.heldout_general):
         key.update(tokens.cpu().numpy().tobytes())
     path = BASES / f"{key.hexdigest()[:16]}.pt"
@@ -231,7 +231,7 @@ def main(arguments=None):
         for name in settings.methods:
             models[name], curve = continue_pretraining(
                 name, settings, seed, world, base, lambda model: evaluate(model, base, world),
-                watch=partial(page.snapshot, recording, name))
+                lambda step, model: page.snapshot(recording, name, step, model))
             save_model(out / f"seed{seed}" / f"{name}.pt", models[name])
             rows += curve
             lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -241,7 +241,7 @@ def main(arguments=None):
     show_answers(models, world, world.prompts)
     forgetting.draw(rows, out / "forgetting.png")
     page.write(out / "page.html", recording, [row for row in rows if row["seed"] == seed])
-    print(f"\n{out / 'forgetting.png'} shows the curves, {out / 'page.html'} the mechanism; "
+    print(f"\ncurves: {out}/forgetting.png, token by token: {out}/page.html; "
           f"{time.perf_counter() - started:.0f} s")
 
 
@@ -249,32 +249,21 @@ def main(arguments=None):
 
 def parse(arguments=None, defaults=Settings(), omit=(), description=__doc__.partition("\n")[0]):
     """The command line -> checked settings. Every field that is not omitted is a flag."""
-    return checked(read_flags(defaults, arguments, omit, description, METHODS))
-
-
-def checked(settings):
-    """The settings with the device and dtype of this machine. Raises BadInput."""
-    gpu, s = torch.accelerator.current_accelerator(check_available=True), settings
-    devices = [gpu.type, "cpu"] if gpu else ["cpu"]
-    device = devices[0] if s.device == "auto" else s.device
+    s = on_this_machine(read_flags(defaults, arguments, omit, description, METHODS))
     readers = [name for name in s.methods if METHODS[name].reads_general]
+    toy = ["--" + name.replace("_", "-") for name in ("general_errors", "error_kind",
+           "general_documents") if getattr(s, name) != getattr(Settings, name)]
     for wrong, message in [
-            (device not in devices, f"--device {device}: this machine has {devices}"),
             (readers and round(s.ratio * s.batch_size) == 0,
              f"--ratio {s.ratio}: {', '.join(readers)} would read no general sequence"),
             (s.n_embd % (2 * s.n_head), f"--n-embd {s.n_embd}: use a multiple of twice --n-head"),
             (s.lora_rank > s.n_embd, f"--lora-rank {s.lora_rank}: use at most --n-embd"),
             (s.vocab_size < 256, f"--vocab-size {s.vocab_size}: use at least 256, one per byte"),
-            (s.questions and not s.general_files, "--questions needs --general and --domain"),
             (s.general_errors > 1, f"--general-errors {s.general_errors}: use a share, 0 to 1"),
-            (s.general_files and (s.general_errors, s.error_kind, s.general_documents) != (
-                Settings.general_errors, Settings.error_kind, Settings.general_documents),
-             "--general-errors, --error-kind and --general-documents do not change your own text")]:
+            (s.general_files and toy, f"{', '.join(toy)}: your own text ignores it")]:
         if wrong:
             raise BadInput(message)
-    fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = s.dtype if s.dtype != "auto" else "bfloat16" if fast else "float32"
-    return replace(s, device=device, dtype=dtype)
+    return s
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def snapshot(recording, method, step, model):
     ids = torch.cat([tokens[:, 1:, None], base_log_p.topk(TOP)[1], log_p.topk(TOP)[1]], dim=-1)
     kl = [losses.kl_divergence(log_p, base_log_p, way) for way in ("reverse", "forward")]
     numbers = torch.stack(kl, dim=-1), ids, log_p.gather(-1, ids), base_log_p.gather(-1, ids)
-    numbers = zip(*(values.clamp(min=-99).tolist() for values in numbers))
+    numbers = zip(*(values.nan_to_num().clamp(min=-99).tolist() for values in numbers))
     given = [answer(model, recording.world, prompt) for _, prompt, _ in recording.questions]
     recording.models.setdefault(method, []).append([given, [
         [position(*values) for values in zip(base, *row)]

@@ -55,7 +55,7 @@ def test_answers_are_those_of_the_metrics(out, tmp_path, step):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     shown = re.findall(r'<td style="--colour: var\(--(\w+)\);?">(\d+)%',
                        show(out / "page.html", f"#step={step}", tmp_path))
-    assert shown == [(row["method"], f"{100 * row['accuracy'][skill]:.0f}")
+    assert shown == [(row["method"], f"{100 * row['accuracy'][skill] + 1e-9:.0f}")
                      for skill in rows[0]["accuracy"] for row in rows
                      if row["method"] == "base" or row["step"] == step]
 

@@ -128,7 +128,7 @@ def test_ce_forgets_more_than_mol(short):
 
 def test_what_a_run_leaves(short):
     out, found, _ = short
-    assert {path.name for path in out.iterdir()} == {"metrics.jsonl", "settings.json",
+    assert {path.name for path in out.iterdir()} == {"metrics.jsonl", "settings.json", "page.html",
                                                      "seed0", "forgetting.png"}
     assert {path.name for path in (out / "seed0").iterdir()} == {"base.pt", "ce.pt", "replay.pt",
                                                                  "mol.pt"}

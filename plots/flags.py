@@ -1,0 +1,61 @@
+"""A command line for a dataclass of settings: each field is a flag, its comment the help text."""
+
+import argparse
+import inspect
+import re
+from dataclasses import fields, replace
+from typing import get_args, get_origin
+
+import torch
+
+from data import BadInput
+
+
+def read_flags(defaults, words, omit, description, methods):
+    """A dataclass of settings, each with a comment -> the same with those of the command line."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    comments = dict(re.findall(r"(\w+): .*  # (.+)", inspect.getsource(type(defaults))))
+    shorter = {"seeds": "--seed", "general_files": "--general", "domain_files": "--domain"}
+    for f in [f for f in fields(defaults) if f.name not in omit]:
+        kind = get_args(f.type)[0] if get_origin(f.type) is tuple else f.type
+        choices = methods if f.name == "methods" else get_args(kind) or None
+        options = {"action": "store_true"} if kind is bool else {
+            "action": Once, "type": str if choices else kind, "choices": choices,
+            "nargs": "+" if kind is not f.type else None}
+        parser.add_argument(shorter.get(f.name, "--" + f.name.replace("_", "-")), dest=f.name,
+                            default=getattr(defaults, f.name), help=comments[f.name], **options)
+    return replace(defaults, **vars(parser.parse_args(words)))
+
+
+class Once(argparse.Action):
+    """Store the value of a flag that is given once. Numbers are finite, and not below 0 or 1."""
+
+    def __call__(self, parser, given, value, flag):
+        values = value if self.nargs else [value]
+        default = self.default if self.nargs else [self.default]
+        lowest = 0 if self.type is float or 0 in default else 1
+        if getattr(given, self.dest) is not self.default or len({*values}) < len(values):
+            parser.error(f"{flag}: give the flag once, and each value once")
+        if any(x == "" or self.type is not str and not lowest <= x < 2**32 for x in values):
+            parser.error(f"{flag} {value}: use " + (
+                "a name" if self.type is str else f"a number from {lowest} to {2**32 - 1}"))
+        setattr(given, self.dest, tuple(value) if self.nargs else value)
+
+
+def on_this_machine(settings):
+    """The settings with the device and dtype that "auto" means here. Raises BadInput."""
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    devices = [gpu.type, "cpu"] if gpu else ["cpu"]
+    device = devices[0] if settings.device == "auto" else settings.device
+    if device not in devices:
+        raise BadInput(f"--device {device}: this machine has {devices}")
+    fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if fast else "float32"
+    if settings.compile:
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise BadInput(f"--compile: torch.compile does not work here: {reason}") from None
+    return replace(settings, device=device, dtype=dtype)
