@@ -1,7 +1,7 @@
 """Make the missing runs of an experiment, keep them in runs.jsonl, and read them again.
 
 `python -m plots.quality` makes the runs of quality.py that are not in runs.jsonl, draws quality.png
-and prints a table. A run is one method on one seed with its own settings. When it has finished, it
+and prints tables. A run is one method on one seed with its own settings. When it has finished, it
 becomes one line:
 
     {"method", "seed", "work", "how", "settings", "base": digest of the base's weights, "rows"}
