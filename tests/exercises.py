@@ -8,9 +8,9 @@ and losses.log_probs, cross_entropy, kl_divergence and per_sequence. Shapes: B s
 general, T positions, V vocabulary. Losses are in nats. The shapes are always right.
 """
 
-import torch
+import torch  # noqa: F401
 
-import data
+import data  # noqa: F401
 import losses
 
 PADDING = losses.PADDING  # -100, the target of a padding position
@@ -61,8 +61,8 @@ def kl_push(logits, base_logits):
 def soft_replay(logits, base_logits):
     """Replay with the same targets as forward KL: logits of model and base, (T, V) twice -> (T,).
 
-    The cross-entropy whose targets are the base's probabilities, not the text's tokens. Its gradient
-    is that of forward KL. Then why is its value higher?
+    The cross-entropy whose targets are the base's probabilities, not the text's tokens. Its
+    gradient is that of forward KL. Then why is its value higher?
     """
     raise NotImplementedError
 

@@ -23,8 +23,7 @@ AT = "#row=1&token=7&step="  # the first digit of the answer in 36+21=47
 def show(path, fragment, folder):
     """The page as the browser draws it, as HTML."""
     if not BROWSER:
-        assert "CI" not in os.environ, "CI needs a browser"
-        pytest.skip("no browser: install chromium to test the page")
+        (pytest.fail if "CI" in os.environ else pytest.skip)("no browser: install chromium")
     flags = "--headless --no-sandbox --disable-gpu --virtual-time-budget=5000 --dump-dom".split()
     dom = subprocess.run([BROWSER, *flags, f"--user-data-dir={folder}", path.as_uri() + fragment],
                          capture_output=True, text=True, timeout=120).stdout
@@ -32,7 +31,7 @@ def show(path, fragment, folder):
     return dom
 
 
-def content(path):
+def content(path):  # the numbers in the page
     return json.loads(re.search('id="data">(.*?)</script>', path.read_text("utf-8"), re.S)[1])
 
 
@@ -45,8 +44,7 @@ def pushes_in(dom):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    short = "--strength 2 --steps 12 --eval-every 6 --base-steps 60"
-    train.main(["--out", str(folder), *short.split()])
+    train.main(f"--out {folder} --strength 2 --steps 12 --eval-every 6 --base-steps 60".split())
     return folder
 
 
@@ -87,9 +85,9 @@ def test_the_flag_switches_the_loss_and_its_push(out, tmp_path):
 
 
 def test_page_has_the_early_steps_and_the_answers_of_eval(out):
-    seen, world = content(out / "page.html"), data.toy_world(0)
+    seen, model = content(out / "page.html"), testing.load_model(out / "seed0/replay.pt")
+    world = data.toy_world(0)
     assert seen["steps"] == [0, 2, 5, 6, 10, 12]
-    model = testing.load_model(out / "seed0/replay.pt")
     assert seen["models"]["replay"][-1][0] == [testing.answer(model, world, prompt)
                                                for _, prompt, _ in seen["questions"]]
 
@@ -97,13 +95,12 @@ def test_page_has_the_early_steps_and_the_answers_of_eval(out):
 def test_hostile_text_is_shown_as_it_is(tmp_path):
     hostile = "</script><script>document.title='bad'</script> \"'&amp; DATA <!-- \\u003c ${1} "
     for name in ("general", "domain"):
-        (tmp_path / f"{name}.txt").write_text("".join(f"{hostile}{i} {name}\n" for i in range(300)))
-    train.main(["--out", str(tmp_path / "out"), "--general", str(tmp_path / "general.txt"),
-                "--domain", str(tmp_path / "domain.txt"), "--steps", "2", "--base-steps", "9"])
+        (tmp_path / name).write_text("".join(f"{hostile}{i} {name}\n" for i in range(300)))
+    train.main(f"--out {tmp_path}/out --general {tmp_path}/general --domain {tmp_path}/domain "
+               "--steps 20 --eval-every 1 --base-steps 9".split())
     dom = show(tmp_path / "out" / "page.html", "", tmp_path / "browser")
-    assert dom.count("<script") == 2 and "<title>What" in dom
-    assert dom.count("<option") == 12 and " nats<svg" in dom
-    assert "&lt;script&gt;document.title='bad'&lt;/script&gt;" in dom
+    assert dom.count("<script") == 2 and dom.count("<option") == 12 and " nats<svg" in dom
+    assert "<title>What" in dom and "&lt;script&gt;document.title='bad'&lt;/script&gt;" in dom
 
 
 def test_committed_page_is_of_the_present_template():
