@@ -1,9 +1,8 @@
 """What the models read: a toy world or your own text, a BPE tokenizer, and mixed batches.
 
-Each line of the toy world is one short document: a prompt and its answer. The general text has
-four kinds: stories, two-digit sums answered at once (no_think), the same sums worked out first
-(think), and capitals of invented countries (facts). The domain text is the alarm manual of an
-invented telephone exchange. A seed gives the same world on every machine.
+Each line of the toy world is a document, a prompt and its answer. The general text has stories,
+two-digit sums answered at once (no_think) or worked out first (think), and capitals of invented
+countries (facts). The domain text is an alarm manual. A seed gives the same world everywhere.
 """
 
 import os
@@ -209,8 +208,8 @@ def windows(tokens, count, block_size, generator):
 def batches(domain, general, n_domain, n_general, block_size, seed):
     """Endless batches: n_domain rows of domain text, then n_general rows of general text.
 
-    Each corpus has its own random stream, so all methods read the same domain rows. `seed` names
-    the two streams. Any value can be a name: 0, or "pretraining 0".
+    Each corpus has its own random stream, so all methods read the same domain rows. `seed` is the
+    name of the streams: 0, or "pretraining 0".
     """
     of_domain, of_general = (
         torch.Generator().manual_seed(random.Random(f"{corpus} batches {seed}").getrandbits(63))
@@ -287,7 +286,10 @@ def toy_world(seed, general_errors=0.0, error_kind="bias", vocab_size=512,
 # --- your own text -------------------------------------------------------------------------------
 
 class BadInput(ValueError):
-    """A setting or a file that cannot be used. The message is for the user."""
+    """A setting or a file that cannot be used. Its message is for the user."""
+
+
+RUN_FILES = "metrics.jsonl", "settings.json"  # of train.py; both are in the folder of a run
 
 
 def text_world(general_paths, domain_paths, vocab_size):
@@ -297,23 +299,21 @@ def text_world(general_paths, domain_paths, vocab_size):
     general, heldout_general = hold_out("general", read_texts("general", general_paths, known))
     domain, heldout_domain = hold_out("domain", domain)
     tokenizer = learn_tokenizer(general, vocab_size)
-    texts = general, domain, heldout_general, heldout_domain
-    tokens = [encode(tokenizer, text) for text in texts]
+    tokens = [encode(tokenizer, x) for x in (general, domain, heldout_general, heldout_domain)]
     prompts = [one_line(text[:200])[:60] for text in (heldout_general, heldout_domain)]
     return World(tokenizer, tokens[0], *tokens, {}, prompts)
 
 
 def read_questions(path, world):
-    """Lines of prompt, tab, answer and perhaps tab, skill -> {skill: [(prompt, answer), ...]}."""
-    probes, known, line = defaultdict(list), 0, ""
-    text = world.tokenizer.decode(torch.cat([world.general, world.domain]).tolist())
-    try:
-        for line in read_text(Path(path)).splitlines():
-            prompt, answer, skill = (*filter(str.strip, line.split("\t")), "questions")[:3]
-            probes[skill].append((prompt, answer))
-            known += prompt + answer in text
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--questions {path}: {error}; use prompt, tab, answer: {line!r}")
+    """Lines of prompt, tab, answer, and perhaps tab, skill -> {skill: [(prompt, answer), ...]}."""
+    probes, known = defaultdict(list), 0
+    trained = world.tokenizer.decode(torch.cat([world.general, world.domain]).tolist())
+    for line in filter(str.strip, read_text(Path(path)).splitlines()):
+        prompt, answer, skill, *_ = *line.split("\t"), "questions", "questions"
+        if "\t" not in line or not prompt.strip() or not answer.strip():
+            raise BadInput(f"--questions {path}: use prompt, tab, answer: {line!r}")
+        probes[skill].append((prompt, answer))
+        known += prompt + answer in trained
     print(f"questions  {known} are word for word in a training text; last: {prompt!r} {answer!r}")
     return probes
 
@@ -329,16 +329,12 @@ def lines(text):
 
 
 def read_texts(corpus, paths, known=()):
-    """The texts of files, and of all files in folders, without copies of texts and `known` lines.
-
-    In folders, ignores hidden files. Names what it skips.
-    """
+    """The texts of files, and of all visible files in folders, without copies and `known` lines."""
     texts, skipped, dropped = [], defaultdict(list), 0
     for path in map(Path, paths):
         for file in sorted([path, *path.rglob("*")]):
-            parts = file.relative_to(path).parts
-            if (any(part.startswith((".", "__pycache__")) for part in parts)
-                    or os.path.isdir(file) and os.access(file, os.R_OK | os.X_OK)):
+            if (os.path.isdir(file) and os.access(file, os.R_OK | os.X_OK) or any(
+                    x.startswith((".", "__pycache__")) for x in file.relative_to(path).parts)):
                 continue
             try:
                 text = read_text(file)
@@ -368,8 +364,7 @@ def read_text(file):
     """The text of a UTF-8 file in Unicode NFC, with line feeds only. Raises ValueError, OSError."""
     if file.exists() and not file.is_file():
         raise OSError("not a regular file or a readable folder")  # a pipe could block for ever
-    if file.name in (run := ("metrics.jsonl", "settings.json")) and all(
-            file.with_name(name).exists() for name in run):
+    if file.name in RUN_FILES and all(file.with_name(name).exists() for name in RUN_FILES):
         raise ValueError("made by train.py")
     text = file.read_bytes().decode("utf-8-sig")
     if "\0" in text:
@@ -380,7 +375,7 @@ def read_text(file):
 
 
 def hold_out(corpus, texts, share=0.1):
-    """Texts -> (training text, held-out text), each joined by line breaks. Prints the rule.
+    """Texts -> (training text, held-out text), each joined by line breaks.
 
     Holds out random whole texts, at most a tenth of all characters. If they come to less than a
     twentieth, holds out the last tenth of each text instead.
@@ -395,11 +390,11 @@ def hold_out(corpus, texts, share=0.1):
     if room > budget / 2:
         cuts = [int((1 - share) * len(text)) for text in texts]
         rule = f"the last {share:.0%} of each"
-    print(f"{corpus:>8}  held out {rule} ({len(texts)} texts, {sum(map(len, texts)):,} characters)")
     training = "\n".join(text[:cut] for cut, text in zip(cuts, texts) if cut)
     heldout = "\n".join(text[cut:] for cut, text in zip(cuts, texts) if cut < len(text))
     trained, tested = set(lines(training)), lines(heldout)
-    share = sum(line in trained for line in tested) / max(1, len(tested))
-    print(f"{corpus:>8}  {share:.1%} of {len(tested)} long held-out lines are in its training text"
-          + "; WARNING: over 5%, so its held-out loss is too low" * (share > 0.05))
+    known = sum(line in trained for line in tested) / max(1, len(tested))
+    print(f"{corpus:>8}  held out {rule} ({len(texts)} texts, {sum(map(len, texts)):,} characters)"
+          f"; {known:.1%} of {len(tested)} long held-out lines are in the training text"
+          + "; WARNING: over 5%, so the held-out loss is too low" * (known > 0.05))
     return training, heldout

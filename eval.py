@@ -44,8 +44,7 @@ def heldout_losses(model, tokens, base=None, at_once=2**22):
     at_once limits the logits in memory. Raises BadInput if the cross-entropy is not finite.
     """
     windows, nats = heldout_windows(tokens, model.config.block_size), []  # (B, T + 1)
-    logits_per_window = model.config.block_size * model.config.vocab_size
-    for some in windows.split(max(1, at_once // logits_per_window)):
+    for some in windows.split(max(1, at_once // windows[0].numel() // model.config.vocab_size)):
         logits = model(some[:, :-1])  # (b, T, V)
         ce = cross_entropy(logits, some[:, 1:])  # (b, T)
         kl = kl_divergence(logits, base(some[:, :-1])) if base else torch.zeros_like(ce)
@@ -115,10 +114,10 @@ def show_tokens(models, world, texts):
 def show_texts(seed, world, block_size):
     """Print the sizes of the texts and how they begin."""
     for name in ("general", "domain"):
-        tokens, heldout = getattr(world, name), getattr(world, f"heldout_{name}")
-        start = printable(world.tokenizer.decode(tokens[:60].tolist()))
-        print(f"seed {seed}: {len(tokens):,} {name} tokens, {len(heldout):,} held out, losses on "
-              f"{heldout_windows(heldout, block_size)[:, 1:].numel():,}: {start} ...")
+        tokens, tested = getattr(world, name), heldout_windows(getattr(world, f"heldout_{name}"),
+                                                               block_size)[:, 1:]
+        print(f"seed {seed}: {len(tokens):,} {name} tokens, the loss is on {tested.numel():,} "
+              f"others: {printable(world.tokenizer.decode(tokens[:60].tolist()))} ...")
 
 
 def printable(text):
@@ -138,8 +137,7 @@ def main():
     try:
         world = make_world(argparse.Namespace(**settings), row["seed"])
     except AttributeError as error:
-        raise BadInput(f"--out {given.out}: its settings.json has no {error.name}, so another "
-                       "version of train.py made this run") from None
+        raise BadInput(f"--out {given.out}: an old run, its settings have no {error.name}")
     paths = [given.out / f"seed{row['seed']}" / f"{name}.pt" for name in settings["methods"]]
     models = {path.stem: load_model(path) for path in (paths[0].with_name("base.pt"), *paths)
               if path.exists()}  # a run that was stopped lacks some
@@ -154,21 +152,16 @@ def main():
 # --- files and messages --------------------------------------------------------------------------
 
 def start_run(settings, names):
-    """Make the folders of a run, and delete the results and the checkpoints {name}.pt of an
-    earlier one."""
+    """Make the folders of a run; delete the results and checkpoints {name}.pt of an earlier one."""
     out = Path(settings.out)
     for folder in (out, *(out / f"seed{seed}" for seed in settings.seeds)):
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / "try", b"")  # fails if the folder is not writable
         (folder / "try").unlink()
-    absolute = {name: [str(Path(path).resolve()) for path in getattr(settings, name)]
-                for name in ("general_files", "domain_files")}  # for eval.py in another folder
-    absolute["questions"] = settings.questions and str(Path(settings.questions).resolve())
-    write_file(out / "settings.json", json.dumps(asdict(settings) | absolute, indent=1).encode())
-    for pattern in ("metrics.jsonl", "forgetting.png", "page.html",
-                    *(f"seed*/{name}.pt" for name in names)):
-        for path in out.glob(pattern):
-            path.unlink()
+    write_file(out / "settings.json", json.dumps(asdict(settings), indent=1).encode())
+    patterns = "metrics.jsonl", "forgetting.png", "page.html", *(f"seed*/{x}.pt" for x in names)
+    for path in [path for pattern in patterns for path in out.glob(pattern)]:
+        path.unlink()
 
 
 def save_model(path, model):
@@ -195,8 +188,6 @@ def write_file(path, content):
         temporary.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

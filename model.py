@@ -1,8 +1,6 @@
 """The GPT: a decoder-only Transformer like GPT-2, with rotary positions. LoRA is at the end.
 
-The model maps tokens (B, T) to logits (B, T, V). Nothing in this file knows about MoL, so any other
-language model with this interface works too.
-
+The model maps tokens (B, T) to logits (B, T, V). Nothing in this file knows about MoL.
 Shapes: B sequences, T positions, V vocabulary, C = n_embd channels, nh heads of size hs = C / nh.
 """
 
@@ -25,17 +23,15 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.n_embd % (2 * self.n_head):
-            raise ValueError(f"n_embd is {self.n_embd}; it must be a multiple of twice n_head, "
-                             f"{2 * self.n_head}")
+            raise ValueError(f"n_embd is {self.n_embd}; it must be a multiple of twice n_head")
 
 
 def rotary_angles(block_size, head_size, device=None):
     """Cosines and sines of the rotation angles of each position -> (2, T, 1, hs).
 
     Rotary positions (arXiv 2104.09864) rotate pairs of channels. Position t rotates pair i by the
-    angle t / c^(2i / hs). The product of a query at t with a key at s then depends only on t - s.
-    So windows may start anywhere in a document. c is 100 for 64 tokens and grows with block_size,
-    since longer texts need slower rotations.
+    angle t / c^(2i / hs). The product of a query at t with a key at s then depends only on t - s,
+    so windows may start anywhere in a document. Longer texts need slower rotations, a larger c.
     """
     c = 100.0 * max(1, block_size / 64)
     pairs = torch.arange(0, head_size, 2, device=device)
@@ -116,8 +112,7 @@ class GPT(nn.Module):
     def forward(self, tokens):
         B, T = tokens.shape
         if T > self.config.block_size:
-            raise ValueError(f"a sequence of {T} tokens is longer than block_size, "
-                             f"{self.config.block_size}")
+            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
         x = self.token_embedding(tokens)  # (B, T, C)
         head_size = self.config.n_embd // self.config.n_head
         angles = rotary_angles(self.config.block_size, head_size, x.device)[:, :T].to(x.dtype)
@@ -127,10 +122,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, tokens, max_new_tokens, temperature=1.0, generator=None, stop=-1):
-        """Append up to max_new_tokens sampled tokens to tokens (B, T).
+        """Append up to max_new_tokens sampled tokens to tokens (B, T). Temperature 0 is greedy.
 
-        temperature 0 is greedy. The model reads the last block_size tokens. Generation ends early
-        when every row has produced the token id `stop`.
+        Generation ends early when every row has produced the token id `stop`.
         """
         stopped = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         for _ in range(max_new_tokens):

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import get_args, get_origin
 
 import torch
@@ -40,7 +41,9 @@ class Once(argparse.Action):
         if any(x == "" or self.type is not str and not lowest <= x < 2**32 for x in values):
             parser.error(f"{flag} {value}: use " + (
                 "a name" if self.type is str else f"a number from {lowest} to {2**32 - 1}"))
-        setattr(given, self.dest, tuple(value) if self.nargs else value)
+        if self.dest in ("general_files", "domain_files", "questions"):
+            values = [str(Path(x).resolve()) for x in values]  # eval.py may run in another folder
+        setattr(given, self.dest, tuple(values) if self.nargs else values[0])
 
 
 def on_this_machine(settings):

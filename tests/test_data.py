@@ -324,7 +324,7 @@ def test_questions_on_your_own_text(world, tmp_path, capsys):
                 for text in ("the fox ran to the", "37+45=8", "37+45=82"))
     assert capsys.readouterr().out == (f"questions  {known} are word for word in a training text; "
                                        "last: '37+45=' '82'\n")
-    for line in ("no tab", "no answer\t ", "\tno prompt", ""):
+    for line in ("no tab", "no answer\t ", "\tno prompt"):
         file.write_text(f"prompt\tanswer\n{line}\n")
         with pytest.raises(data.BadInput, match=re.escape(f"use prompt, tab, answer: {line!r}")):
             data.read_questions(file, world)

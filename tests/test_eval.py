@@ -166,7 +166,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(type(path), "write_bytes", half)
-        with pytest.raises(OSError, match="x: cannot be written: No space left"):
+        with pytest.raises(OSError, match="No space left"):
             write_file(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     write_file(path, b"new")

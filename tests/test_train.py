@@ -215,7 +215,7 @@ def test_eval_says_that_a_run_is_of_another_version(short, tmp_path, monkeypatch
     (tmp_path / "settings.json").write_text(json.dumps(old))
     monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(tmp_path)])
     code, _, errors = program(eval.main)
-    assert code == 2 and "has no general_files" in errors and errors.count("\n") == 1
+    assert code == 2 and "have no general_files" in errors and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("content, reason", [
