@@ -14,12 +14,11 @@ SHOWN = ["ce", "replay, right answers", "replay, 70% wrong", "mol, 70% wrong"]
 
 
 def tell(results):
-    """The table of plots/README.md, and the short one of README.md."""
+    """All measures, then each skill."""
     base = {"base": [rows[:1] for rows in results(RUNS["ce"])]}
-    columns = {title: (skill(name), 0) for name, title in SKILLS.items()}
-    lines = {label: results(run) for label, run in RUNS.items()}
-    return (table("method", base | lines) + "\n\n"
-            + table("method", {label: lines[label] for label in SHOWN}, columns))
+    lines = base | {label: results(run) for label, run in RUNS.items()}
+    skills = {title: (skill(name), 0) for name, title in SKILLS.items()}
+    return table("method", lines) + "\n\n" + table("method", lines, skills)
 
 
 def draw(results, picture, note):

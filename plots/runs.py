@@ -28,7 +28,8 @@ import torch
 
 import train
 from data import BadInput, make_world
-from eval import evaluate, read_flags, run_program
+from eval import evaluate, run_program
+from plots.flags import read_flags
 from plots.style import seeds_note
 
 HERE = Path(__file__).parent
@@ -98,16 +99,17 @@ def main(*experiment, **options):
 
 
 def run_experiment(name, runs, draw, description, tell, defaults=DEFAULTS, make=None,
-                   omit=("methods", "general_files", "domain_files"), arguments=None):
+                   omit=("methods", "general_files", "domain_files", "questions"),
+                   arguments=None):
     """Make the missing runs of {label: Run}, draw the figure, if there is one, and print tables.
 
     draw(results, picture, note on the seeds) and tell(results) -> text call results(run) -> the
     rows of each seed. make: makes the runs of an experiment whose settings are not those of train.
     """
     varied = {key for run in runs.values() for key in run.settings}
-    settings = read_flags(defaults, arguments, {*omit, *varied}, description.partition("\n")[0],
-                          train.METHODS)
-    settings = settings if make else train.checked(settings)
+    omit, title = {*omit, *varied}, description.partition("\n")[0]
+    settings = (read_flags(defaults, arguments, omit, title, train.METHODS) if make else
+                train.parse(arguments, defaults, omit, title))
     out = Path(settings.out)
     changed = (of_run(settings), settings.seeds) != (of_run(defaults), defaults.seeds)
     if changed and out.resolve() == Path(defaults.out).resolve():
