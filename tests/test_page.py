@@ -44,7 +44,8 @@ def pushes_in(dom):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    train.main(f"--out {folder} --strength 2 --steps 12 --eval-every 6 --base-steps 60".split())
+    train.main(f"--out {folder} --strength 2 --steps 12 --eval-every 6 --base-steps 30 --n-embd 32"
+               .split())
     return folder
 
 
@@ -96,7 +97,7 @@ def test_hostile_text_is_shown_as_it_is(tmp_path):
     for name in ("general", "domain"):
         (tmp_path / name).write_text("".join(f"{hostile}{i} {name}\n" for i in range(300)))
     train.main(f"--out {tmp_path}/out --general {tmp_path}/general --domain {tmp_path}/domain "
-               "--steps 20 --eval-every 1 --base-steps 9".split())
+               "--methods mol --steps 16 --eval-every 1 --base-steps 9 --n-embd 32".split())
     dom = show(tmp_path / "out/page.html", "", tmp_path / "browser")
     assert dom.count("<script") == 2 and dom.count("<option") == 12 and " nats<svg" in dom
     assert "<title>What" in dom and "&lt;script&gt;document.title='bad'&lt;/script&gt;" in dom
