@@ -5,9 +5,9 @@
     python tests/benchmark.py --methods             those of plots/: step, memory, preparation
     python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
                                                     large vocabulary: memory and time
-    python tests/benchmark.py --real                memory of the methods of plots/huggingface/real.py
+    python tests/benchmark.py --real                memory of the methods of real.py
     python tests/benchmark.py --bases               SmolLM2 with a base in fewer bits; needs the
-                                                    packages of plots/huggingface/real.py and bitsandbytes
+                                                    packages of real.py and bitsandbytes
 
 Steps of all kinds take turns, so that other programs on the machine slow them alike.
 """
@@ -36,7 +36,8 @@ import losses
 import train
 from eval import evaluate
 from model import GPT, GPTConfig, add_lora
-from plots import rivals, texts
+from plots import texts
+from plots.methods import fisher_of_base
 from plots.huggingface.hidden import mixture_from_hidden
 
 ROUNDS = 30
@@ -191,7 +192,7 @@ def bases(steps=16):
 
 def setup(rows):
     """-> settings, the world of seed 0, an untrained base, a batch of both texts, of the domain."""
-    s = train.Settings().checked()
+    s = train.parse([])
     world = data.make_world(s, 0)
     torch.manual_seed(0)
     base = GPT(GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd))
@@ -241,7 +242,7 @@ def methods():
               f"memory {megabytes[name] / megabytes['replay']:.2f}")
     base = train.get_base(s, 0, world)
     for name, prepare in {
-            "ewc: Fisher information": lambda: rivals.fisher_of_base(base, world, s, 0),
+            "ewc: Fisher information": lambda: fisher_of_base(base, world, s, 0),
             "the base's answers": lambda: texts.answered(s, 0, world, base),
             "own samples": lambda: texts.own_samples(s, 0, world, base),
             "likely documents": lambda: texts.likely_documents(s, 0, world, base, 5.0)}.items():
@@ -256,7 +257,7 @@ def main(paths):
     states = []
     hook = base.ln_f.register_forward_hook(lambda module, inputs, output: states.append(output))
     with torch.no_grad():
-        base(both.tokens[both.general])
+        base(both.tokens[~both.is_domain])
     hook.remove()
 
     def kept(model, batch):
@@ -266,10 +267,10 @@ def main(paths):
         return losses.mixture_of_losses(logits, batch.targets, batch.is_domain, base_logits)[0]
 
     def ce(model, batch):
-        return train.ce(model, base, batch, s)[0]
+        return train.next_token_loss(model, base, batch, s)[0]
 
     def mol(model, batch):
-        return train.mol(model, base, batch, s)[0]
+        return train.mol_loss(model, base, batch, s)[0]
 
     steps = {"ce": trainer(base, ce, domain, s), "replay": trainer(base, ce, both, s),
              "mol": trainer(base, mol, both, s), "mol, base kept": trainer(base, kept, both, s),
