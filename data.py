@@ -350,9 +350,9 @@ def read_texts(corpus, paths, known=()):
                     raise BadInput(f"--{corpus} {path}: {getattr(error, 'strerror', 0) or error}")
                 reason = "not text" if isinstance(error, UnicodeError) else str(error)
                 skipped["unreadable" if isinstance(error, OSError) else reason].append(str(file))
-    shown = f"; dropped lines in --domain too, {dropped:,} characters" * (dropped > 0)
-    shown += "".join(f"; skipped {len(files)} {reason}: {', '.join(map(repr, files[:5]))}"
-                    for reason, files in skipped.items())
+    shown = f"; dropped lines in --domain too, {dropped:,} characters" * (dropped > 0) + "".join(
+        f"; skipped {len(files)} {reason}: {', '.join(map(repr, files[:5]))}"
+        for reason, files in skipped.items())
     distinct = list({one_line(text): text for text in reversed(texts)}.values())[::-1]
     if not distinct:
         raise BadInput(f"--{corpus} {' '.join(map(str, paths))}: no UTF-8 text there{shown}")

@@ -30,19 +30,15 @@ def evaluate(model, base, world):
     domain_loss, _ = heldout_losses(model, world.heldout_domain)
     scores = {skill: score_probes(model, world.tokenizer, probes)
               for skill, probes in world.probes.items()}
-    return {
-        "general_loss": general_loss, "domain_loss": domain_loss, "kl_to_base": kl_to_base,
-        "accuracy": {skill: accuracy for skill, (accuracy, _) in scores.items()},
-        "probability": {skill: probability for skill, (_, probability) in scores.items()},
-    }
+    return {"general_loss": general_loss, "domain_loss": domain_loss, "kl_to_base": kl_to_base,
+            "accuracy": {skill: exact for skill, (exact, _) in scores.items()},
+            "probability": {skill: p for skill, (_, p) in scores.items()}}
 
 
 @torch.no_grad()
 def heldout_losses(model, tokens, base=None, at_once=2**22):
     """Held-out tokens (N,) -> mean cross-entropy and mean KL to a base, in nats per token.
-
-    at_once limits the logits in memory. Raises BadInput if the cross-entropy is not finite.
-    """
+    At most about `at_once` logits are in memory. Raises BadInput if a loss is not finite."""
     windows, nats = heldout_windows(tokens, model.config.block_size), []  # (B, T + 1)
     for some in windows.split(max(1, at_once // windows[0].numel() // model.config.vocab_size)):
         logits = model(some[:, :-1])  # (b, T, V)
@@ -145,8 +141,7 @@ def main():
     if (base.config.vocab_size != world.tokenizer.n_vocab
             or abs(heldout_losses(base, world.heldout_general)[0] - row["general_loss"]) > 0.01):
         raise BadInput(f"--out {given.out}: the text or the code has changed since this run")
-    show = show_tokens if given.tokens else show_answers
-    show(models, world, given.prompts or world.prompts)
+    (show_tokens if given.tokens else show_answers)(models, world, given.prompts or world.prompts)
 
 
 # --- files and messages --------------------------------------------------------------------------
