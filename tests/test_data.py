@@ -33,7 +33,8 @@ def all_kinds(seed=0):
 # --- the toy world -------------------------------------------------------------------------------
 
 def test_a_seed_gives_the_same_world_on_every_machine(world):
-    for made, expected in [(world, "70288e66b474a519"), (data.toy_world(0), "7bd8502989a48695")]:
+    for made, expected in [(world, "70288e66b474a519"), (data.toy_world(0), "7bd8502989a48695"),
+                           (data.toy_world(1, pretraining_documents=200), "d784ddd5866fdb0c")]:
         digest = hashlib.sha256()
         for name in STREAMS:
             digest.update(getattr(made, name).numpy().tobytes())
@@ -41,26 +42,17 @@ def test_a_seed_gives_the_same_world_on_every_machine(world):
         assert digest.hexdigest()[:16] == expected
 
 
-def test_another_seed_gives_another_world(world):
-    other = data.toy_world(seed=1, pretraining_documents=200)
-    assert all(world.probes[skill] != other.probes[skill] for skill in world.probes)
-
-
-def test_splits_never_overlap(world):
+def test_nothing_that_is_held_out_is_trained(world):
+    """No document, and no sum of a test question, in either mode."""
     for kind in all_kinds().values():
         assert kind.train and kind.heldout and not set(kind.train) & set(kind.heldout)
     heldout = set(text_of(world, "heldout_general", "heldout_domain").splitlines())
     trained = set(text_of(world, "pretraining", "general", "domain").splitlines())
     assert heldout and not trained & heldout
-
-
-def test_no_probed_sum_is_trained_in_either_mode(world):
-    def sums(lines):
-        return {found[0] for found in (re.match(r"\d+\+\d+", line) for line in lines) if found}
-
-    trained = sums(text_of(world, "pretraining", "general").splitlines())
-    probed = sums(prompt for skill in ("no_think", "think") for prompt, _ in world.probes[skill])
-    assert len(trained) > 2000 and len(probed) == 200 and not trained & probed
+    summed = set(re.findall(r"\d+\+\d+(?==| think)", "\n".join(trained)))
+    probed = {re.match(r"\d+\+\d+", prompt)[0] for skill in ("no_think", "think")
+              for prompt, _ in world.probes[skill]}
+    assert len(summed) > 2000 and len(probed) == 200 and not summed & probed
 
 
 def test_documents_are_single_lines_and_right():
@@ -115,13 +107,6 @@ def test_errors_change_only_the_general_text(world):
 
 # --- tokenizer -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("text", [
-    "", "grüße, 你好 🦊👩‍👩‍👧", "\x00\x01\x1b[0m\x7f\u200b\ufeff", "a  b\r\n\t c", "x_1 ²³ ½ ٣",
-    "<|endoftext|>"])
-def test_every_string_survives_encoding(world, text):
-    assert world.tokenizer.decode(data.encode(world.tokenizer, text).tolist()) == text
-
-
 def test_merges_by_hand():
     tokenizer = data.learn_tokenizer("ab ab ab abc", vocab_size=258)
     assert tokenizer.decode_single_token_bytes(256) == b"ab"  # four times; " a" three times
@@ -134,11 +119,12 @@ def test_merges_by_hand():
     "हिन्दी में लिखा हुआ पाठ", "বাংলা ভাষায় লেখা", "தமிழில் எழுதியது", "ภาษาไทยมีสระ",
     "עִבְרִית עם ניקוד", "العربيّة بالتشكيل", "می\u200cخواهم کتاب\u200cها", "क्\u200dष",
     "Ελληνικά", "русский язык", "中文文本没有空格", "日本語のテキスト", "한국어", "e\u0301a\u0308",
-    "x_1 ²³ ½ ٣", "a1b2--c  \n\t d", "🦊👩‍👩‍👧", "ab" * 1000 + "?!" * 100 + " " * 99])
-def test_words_are_cut_alike_for_learning_and_for_encoding(text):
+    "", "x_1 ²³ ½ ٣", "a1b2--c  \r\n\t d", "🦊👩‍👩‍👧", "ab" * 1000 + "?!" * 100 + " " * 99,
+    "\x00\x01\x1b[0m\x7f\u200b\ufeff", "<|endoftext|>"])
+def test_every_text_survives_and_its_words_are_cut_alike_for_learning_and_for_encoding(text):
     """The pattern means the same to regex, which learns, and to tiktoken, which encodes."""
     words = regex.findall(data.WORD, text)
-    assert "".join(words) == text and max(map(len, words)) <= 25
+    assert "".join(words) == text and all(len(word) <= 25 for word in words)
     ranks = {bytes([b]): b for b in range(256)}
     for word in words:  # each word is a token, so that the encoder shows where it cuts
         for end in range(2, len(word.encode()) + 1):
@@ -147,7 +133,14 @@ def test_words_are_cut_alike_for_learning_and_for_encoding(text):
                                   special_tokens={})
     found = [tokenizer.decode_single_token_bytes(t) for t in tokenizer.encode_ordinary(text)]
     assert found == [word.encode() for word in words]
-    assert data.learn_tokenizer(text, 300)._pat_str == data.WORD
+    learnt = data.learn_tokenizer(text, 300)
+    assert learnt._pat_str == data.WORD
+    assert learnt.decode(data.encode(learnt, text).tolist()) == text
+
+
+def test_letters_keep_their_marks_and_joiners_and_digits_stand_alone():
+    text = "हिन्दी ภาษาที่ می\u200cخواهم क्\u200dष"
+    assert "|".join(regex.findall(data.WORD, text + "12")) == text.replace(" ", "| ") + "|1|2"
 
 
 def test_merges_the_most_frequent_pair_and_of_equals_the_largest():
@@ -156,19 +149,6 @@ def test_merges_the_most_frequent_pair_and_of_equals_the_largest():
     ranks = [data.learn_tokenizer("".join(rng.choices("ab é", k=300)), 300)._mergeable_ranks
              for _ in range(100)]
     assert hashlib.sha256(repr(ranks).encode()).hexdigest()[:16] == "faebd28265303457"
-
-
-def test_slow_learning_shows_progress(monkeypatch, capsys):
-    data.learn_tokenizer("ab ab abc abc", 300)
-    assert not capsys.readouterr().out
-    monkeypatch.setattr(data.time, "perf_counter", itertools.count(step=3).__next__)
-    data.learn_tokenizer("ab ab abc abc", 300)
-    assert "of 300 tokens" in capsys.readouterr().out
-
-
-def test_letters_keep_their_marks_and_joiners_and_digits_stand_alone():
-    text = "हिन्दी ภาษาที่ می\u200cخواهم क्\u200dष"
-    assert "|".join(regex.findall(data.WORD, text + "12")) == text.replace(" ", "| ") + "|1|2"
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -210,30 +190,21 @@ def test_own_text(tmp_path, capsys):
     assert re.search("general +held out the last 10% of each .*850 char", capsys.readouterr().out)
 
 
-def test_a_folder_of_short_files_holds_out_whole_files(tmp_path, capsys):
-    """Nothing is cut, nothing is joined: each line of each part is a whole file."""
-    sentences = [f"sentence number {i} tells of {i * i}." for i in range(600)]
-    for i, sentence in enumerate(sentences):
-        (tmp_path / f"{i}.txt").write_text(sentence)
-    texts = data.read_texts("general", [tmp_path])
-    training, heldout = (part.splitlines() for part in data.hold_out("general", texts))
-    assert sorted(training + heldout) == sorted(sentences)
-    assert 0.08 * 600 < len(heldout) < 0.12 * 600
-    assert f"held out {len(heldout)} whole texts" in capsys.readouterr().out
-
-
-def test_copies_count_once(tmp_path, capsys):
-    """Copies, copies with other white space, symlinks and files named twice."""
+def test_copies_count_once_and_short_files_are_held_out_whole(tmp_path, capsys):
+    """Copies, copies with other white space, symlinks, files named twice. Nothing is cut or joined:
+    each line of each part is a whole file."""
     sentences = [f"sentence number {i} tells of {i * i}." for i in range(60)]
     for i, sentence in enumerate(sentences):
         (tmp_path / f"{i}.txt").write_text(sentence)
-        (tmp_path / f"{i} copy.txt").write_text(sentence.replace(" ", " \n\t") + "\n")
+        (tmp_path / f"{i} copy.txt").write_text(sentence.replace(" ", " \t") + "\n")
         os.symlink(tmp_path / f"{i}.txt", tmp_path / f"{i} link.txt")
-    paths = [tmp_path, tmp_path / "0.txt", tmp_path / "0.txt", tmp_path]
-    found = data.read_texts("general", paths)
-    assert sorted(map(data.one_line, found)) == sorted(sentences)
-    copies = 2 * 3 * 60 + 2 - 60
-    assert re.search(rf"read {copies + 60} files, {copies} copies", capsys.readouterr().out)
+    texts = data.read_texts("general", [tmp_path, tmp_path / "0.txt", tmp_path / "0.txt", tmp_path])
+    files = 2 * 3 * 60 + 2
+    assert re.search(rf"read {files} files, {files - 60} copies", capsys.readouterr().out)
+    parts = [data.one_line(line) for part in data.hold_out("general", texts)
+             for line in part.splitlines() if line]
+    assert sorted(parts) == sorted(sentences)
+    assert re.search("held out [4-7] whole texts", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("sizes, whole", [
