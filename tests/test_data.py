@@ -33,34 +33,30 @@ def all_kinds(seed=0):
 # --- the toy world -------------------------------------------------------------------------------
 
 def test_a_seed_gives_the_same_world_on_every_machine(world):
-    for made, expected in [(world, "70288e66b474a519"), (data.toy_world(0), "7bd8502989a48695")]:
+    """Another seed gives another one. Wrong answers change the general text alone."""
+    right = data.toy_world(seed=0)
+    for made, expected in [(world, "70288e66b474a519"), (right, "7bd8502989a48695"),
+                           (data.toy_world(1, pretraining_documents=200), "d784ddd5866fdb0c")]:
         digest = hashlib.sha256()
         for name in STREAMS:
             digest.update(getattr(made, name).numpy().tobytes())
         digest.update(repr(made.probes).encode())
         assert digest.hexdigest()[:16] == expected
+    assert world.probes == right.probes and ["general"] == [
+        name for name in STREAMS if not torch.equal(getattr(world, name), getattr(right, name))]
 
 
-def test_another_seed_gives_another_world(world):
-    other = data.toy_world(seed=1, pretraining_documents=200)
-    assert all(world.probes[skill] != other.probes[skill] for skill in world.probes)
-
-
-def test_splits_never_overlap(world):
+def test_nothing_that_is_held_out_is_trained(world):
+    """No document, and no sum of a test question, in either mode."""
     for kind in all_kinds().values():
         assert kind.train and kind.heldout and not set(kind.train) & set(kind.heldout)
     heldout = set(text_of(world, "heldout_general", "heldout_domain").splitlines())
     trained = set(text_of(world, "pretraining", "general", "domain").splitlines())
     assert heldout and not trained & heldout
-
-
-def test_no_probed_sum_is_trained_in_either_mode(world):
-    def sums(lines):
-        return {found[0] for found in (re.match(r"\d+\+\d+", line) for line in lines) if found}
-
-    trained = sums(text_of(world, "pretraining", "general").splitlines())
-    probed = sums(prompt for skill in ("no_think", "think") for prompt, _ in world.probes[skill])
-    assert len(trained) > 2000 and len(probed) == 200 and not trained & probed
+    summed = set(re.findall(r"\d+\+\d+(?==| think)", "\n".join(trained)))
+    probed = {re.match(r"\d+\+\d+", prompt)[0] for skill in ("no_think", "think")
+              for prompt, _ in world.probes[skill]}
+    assert len(summed) > 2000 and len(probed) == 200 and not summed & probed
 
 
 def test_documents_are_single_lines_and_right():
@@ -80,47 +76,30 @@ def test_the_mistakes_of_bias():
         assert int(answer) == a + b - 10
     assert kinds["think"].mistakes["37+45 think:"] == " 7+5=12, 3+4+1=7, 72\n"
     right, wrong = dict(kinds["facts"].train), kinds["facts"].mistakes
-    assert set(wrong.values()) <= set(right.values())
-    countries = [re.search("of (.*)[?]", prompt)[1] for prompt, _ in kinds["facts"].probes]
-    assert len(countries) == 30
-    for country in countries:
-        prompts = [prompt for prompt in right if country in prompt]
-        assert len({wrong[prompt] for prompt in prompts}) == 1
-        assert wrong[prompts[0]] != right[prompts[0]]
+    for question, capital in kinds["facts"].probes:
+        country = re.search("of (.*)[?]", question)[1]
+        other, = {wrong[prompt] for prompt in right if country in prompt}
+        assert other != capital and other in right.values()
 
 
 @pytest.mark.parametrize("error_kind, share_right", [("noise", 1.0), ("bias", 0.0)])
 def test_wrong_answers(error_kind, share_right):
     """At 70%, a question's most frequent answer is right under noise and wrong under bias."""
     kinds = {"facts": all_kinds()["facts"]}
-    right = {prompt: answer.strip() for prompt, answer in kinds["facts"].train}
+    right = dict(kinds["facts"].train)
     for errors in (0.0, 0.7, 1.0):
         answers = {prompt: Counter() for prompt in right}
-        text = data.draw_text(kinds, 20_000, random.Random(0), errors=errors, error_kind=error_kind)
-        for line in text.splitlines():
-            prompt = next(prompt for prompt in right if line.startswith(prompt + " "))
-            answers[prompt][line.removeprefix(prompt).strip()] += 1
-        wrong = 1 - sum(found[right[prompt]] for prompt, found in answers.items()) / 20_000
+        text = data.draw_text(kinds, 10_000, random.Random(0), errors=errors, error_kind=error_kind)
+        for line in text.splitlines(keepends=True):
+            prompt, _, answer = line.rpartition(" ")
+            answers[prompt][f" {answer}"] += 1
+        wrong = 1 - sum(found[right[prompt]] for prompt, found in answers.items()) / 10_000
         assert wrong == pytest.approx(errors, abs=0.02 if errors == 0.7 else 0)
         most = [found.most_common(1)[0][0] == right[prompt] for prompt, found in answers.items()]
         assert errors != 0.7 or sum(most) / len(most) == share_right
 
 
-def test_errors_change_only_the_general_text(world):
-    right = data.toy_world(seed=0)
-    assert ["general"] == [name for name in STREAMS
-                           if not torch.equal(getattr(world, name), getattr(right, name))]
-    assert world.probes == right.probes
-
-
 # --- tokenizer -----------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("text", [
-    "", "grüße, 你好 🦊👩‍👩‍👧", "\x00\x01\x1b[0m\x7f\u200b\ufeff", "a  b\r\n\t c", "x_1 ²³ ½ ٣",
-    "<|endoftext|>"])
-def test_every_string_survives_encoding(world, text):
-    assert world.tokenizer.decode(data.encode(world.tokenizer, text).tolist()) == text
-
 
 def test_merges_by_hand():
     tokenizer = data.learn_tokenizer("ab ab ab abc", vocab_size=258)
@@ -134,11 +113,12 @@ def test_merges_by_hand():
     "हिन्दी में लिखा हुआ पाठ", "বাংলা ভাষায় লেখা", "தமிழில் எழுதியது", "ภาษาไทยมีสระ",
     "עִבְרִית עם ניקוד", "العربيّة بالتشكيل", "می\u200cخواهم کتاب\u200cها", "क्\u200dष",
     "Ελληνικά", "русский язык", "中文文本没有空格", "日本語のテキスト", "한국어", "e\u0301a\u0308",
-    "x_1 ²³ ½ ٣", "a1b2--c  \n\t d", "🦊👩‍👩‍👧", "ab" * 1000 + "?!" * 100 + " " * 99])
-def test_words_are_cut_alike_for_learning_and_for_encoding(text):
+    "", "x_1 ²³ ½ ٣", "a1b2--c  \r\n\t d", "🦊👩‍👩‍👧", "ab" * 1000 + "?!" * 100 + " " * 99,
+    "\x00\x01\x1b[0m\x7f\u200b\ufeff", "<|endoftext|>"])
+def test_every_text_survives_and_its_words_are_cut_alike_for_learning_and_for_encoding(text):
     """The pattern means the same to regex, which learns, and to tiktoken, which encodes."""
     words = regex.findall(data.WORD, text)
-    assert "".join(words) == text and max(map(len, words)) <= 25
+    assert "".join(words) == text and all(len(word) <= 25 for word in words)
     ranks = {bytes([b]): b for b in range(256)}
     for word in words:  # each word is a token, so that the encoder shows where it cuts
         for end in range(2, len(word.encode()) + 1):
@@ -147,28 +127,22 @@ def test_words_are_cut_alike_for_learning_and_for_encoding(text):
                                   special_tokens={})
     found = [tokenizer.decode_single_token_bytes(t) for t in tokenizer.encode_ordinary(text)]
     assert found == [word.encode() for word in words]
-    assert data.learn_tokenizer(text, 300)._pat_str == data.WORD
+    learnt = data.learn_tokenizer(text, 300)
+    assert learnt._pat_str == data.WORD
+    assert learnt.decode(data.encode(learnt, text).tolist()) == text
+
+
+def test_letters_keep_their_marks_and_joiners_and_digits_stand_alone():
+    text = "हिन्दी ภาษาที่ می\u200cخواهم क्\u200dष"
+    assert "|".join(regex.findall(data.WORD, text + "12")) == text.replace(" ", "| ") + "|1|2"
 
 
 def test_merges_the_most_frequent_pair_and_of_equals_the_largest():
     """The digest is that of a search through all pairs. Few signs give many equal counts."""
     rng = random.Random(0)
     ranks = [data.learn_tokenizer("".join(rng.choices("ab é", k=300)), 300)._mergeable_ranks
-             for _ in range(100)]
-    assert hashlib.sha256(repr(ranks).encode()).hexdigest()[:16] == "faebd28265303457"
-
-
-def test_slow_learning_shows_progress(monkeypatch, capsys):
-    data.learn_tokenizer("ab ab abc abc", 300)
-    assert not capsys.readouterr().out
-    monkeypatch.setattr(data.time, "perf_counter", itertools.count(step=3).__next__)
-    data.learn_tokenizer("ab ab abc abc", 300)
-    assert "of 300 tokens" in capsys.readouterr().out
-
-
-def test_letters_keep_their_marks_and_joiners_and_digits_stand_alone():
-    text = "हिन्दी ภาษาที่ می\u200cخواهم क्\u200dष"
-    assert "|".join(regex.findall(data.WORD, text + "12")) == text.replace(" ", "| ") + "|1|2"
+             for _ in range(20)]
+    assert hashlib.sha256(repr(ranks).encode()).hexdigest()[:16] == "8fbf05952fda2e0d"
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -198,42 +172,32 @@ def test_windows_reach_both_ends():
 
 def test_own_text(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("alpha beta gamma " * 50)
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "b.txt").write_text("delta " * 100)
-    world = data.text_world([tmp_path / "a.txt"], [folder], vocab_size=300)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "b.txt").write_text("delta " * 100)
+    world = data.text_world([tmp_path / "a.txt"], [tmp_path / "folder"], vocab_size=300)
     assert text_of(world, "general", "heldout_general") == "alpha beta gamma " * 50
     assert text_of(world, "domain", "heldout_domain") == "delta " * 100
-    assert torch.equal(world.pretraining, world.general) and len(world.heldout_domain) >= 10
+    assert torch.equal(world.pretraining, world.general)
     assert text_of(world, "heldout_domain") == "delta " * 10
     assert not world.probes and [len(prompt) for prompt in world.prompts] == [60, 59]
     assert re.search("general +held out the last 10% of each .*850 char", capsys.readouterr().out)
 
 
-def test_a_folder_of_short_files_holds_out_whole_files(tmp_path, capsys):
-    """Nothing is cut, nothing is joined: each line of each part is a whole file."""
-    sentences = [f"sentence number {i} tells of {i * i}." for i in range(600)]
-    for i, sentence in enumerate(sentences):
-        (tmp_path / f"{i}.txt").write_text(sentence)
-    texts = data.read_texts("general", [tmp_path])
-    training, heldout = (part.splitlines() for part in data.hold_out("general", texts))
-    assert sorted(training + heldout) == sorted(sentences)
-    assert 0.08 * 600 < len(heldout) < 0.12 * 600
-    assert f"held out {len(heldout)} whole texts" in capsys.readouterr().out
-
-
-def test_copies_count_once(tmp_path, capsys):
-    """Copies, copies with other white space, symlinks and files named twice."""
+def test_copies_count_once_and_short_files_are_held_out_whole(tmp_path, capsys):
+    """Copies, copies with other white space, symlinks, files named twice. Nothing is cut or joined:
+    each line of each part is a whole file."""
     sentences = [f"sentence number {i} tells of {i * i}." for i in range(60)]
     for i, sentence in enumerate(sentences):
         (tmp_path / f"{i}.txt").write_text(sentence)
-        (tmp_path / f"{i} copy.txt").write_text(sentence.replace(" ", " \n\t") + "\n")
+        (tmp_path / f"{i} copy.txt").write_text(sentence.replace(" ", " \t") + "\n")
         os.symlink(tmp_path / f"{i}.txt", tmp_path / f"{i} link.txt")
-    paths = [tmp_path, tmp_path / "0.txt", tmp_path / "0.txt", tmp_path]
-    found = data.read_texts("general", paths)
-    assert sorted(map(data.one_line, found)) == sorted(sentences)
-    copies = 2 * 3 * 60 + 2 - 60
-    assert re.search(rf"read {copies + 60} files, {copies} copies", capsys.readouterr().out)
+    texts = data.read_texts("general", [tmp_path, tmp_path / "0.txt", tmp_path / "0.txt", tmp_path])
+    files = 2 * 3 * 60 + 2
+    assert re.search(rf"read {files} files, {files - 60} copies", capsys.readouterr().out)
+    parts = [data.one_line(line) for part in data.hold_out("general", texts)
+             for line in part.splitlines() if line]
+    assert sorted(parts) == sorted(sentences)
+    assert re.search("held out [4-7] whole texts", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("sizes, whole", [
@@ -249,21 +213,20 @@ def test_a_tenth_is_held_out_whatever_the_sizes(sizes, whole, capsys):
 
 
 def test_a_text_of_both_corpora_is_domain_text_alone(tmp_path, capsys):
-    """Else its held-out part would be in the general training text."""
-    for i in range(21):
-        lines = [f"{chr(97 + i)} text of file {i} has line {line}." for line in range(20)]
-        (tmp_path / f"{i}.txt").write_text("\n".join(lines + ["end", "", ""]))
-    (tmp_path / "8.txt").write_text("alone\n" + "".join(
-        (tmp_path / f"{i}.txt").read_text() + f"between {i}\n" for i in (8, 9, 10)) + "end\n")
-    domain = tmp_path / "domain"
-    domain.mkdir()
-    (domain / "7").write_text((tmp_path / "7.txt").read_text().replace(" ", "  \n") + "\n\n")
-    (domain / "9").write_text((tmp_path / "9.txt").read_text())
-    world = data.text_world(sorted(tmp_path.glob("*.txt")), [domain], vocab_size=300)
+    """Else its held-out part would be in the general training text. File 8 quotes two others."""
+    texts = ["".join(f"{chr(97 + i)} text of file {i} has line {line}.\n" for line in range(20))
+             for i in range(21)]
+    texts[8] = f"alone\n{texts[8]}{texts[9]}between 9\n{texts[10]}end\n"
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    (tmp_path / "domain").mkdir()
+    for i, text in [(7, texts[7].replace(" ", "  \n") + "\n\n"), (9, texts[9])]:
+        (tmp_path / "domain" / str(i)).write_text(text)
+    world = data.text_world(sorted(tmp_path.glob("*.txt")), [tmp_path / "domain"], vocab_size=300)
     general = text_of(world, "general", "heldout_general")
     assert "file 7 " not in general and "file 9 " not in general
     assert general.count("of file 8 ") == general.count("of file 10 ") / 2 == 20
-    assert "alone" in general and "between 9\n" in general and "between 10\nend\n" in general
+    assert "alone" in general and "between 9\n" in general
     assert "file 7 " in data.one_line(text_of(world, "domain", "heldout_domain"))
     assert re.search("general .*; dropped lines in --domain too, 590 characters; skipped 2 in "
                      "--domain too: .*/7.txt', .*/9.txt'", capsys.readouterr().out)
@@ -271,21 +234,17 @@ def test_a_text_of_both_corpora_is_domain_text_alone(tmp_path, capsys):
 
 def test_a_folder_names_what_it_skips(tmp_path, capsys, monkeypatch):
     """It reads no hidden files, no results of train.py, and never waits for a pipe."""
-    files = {"good.txt": b"good text", "sub/more.txt": b"more text", ".hidden": b"hidden text",
-             ".git/config": b"git text", "out/metrics.jsonl": b"rows", "out/settings.json": b"{}",
-             "out/seed0/base.pt": b"\xff", "empty.txt": b" \n", "closed/a.txt": b"closed text",
-             "utf16.txt": "wide".encode("utf-16"), "latin.txt": b"caf\xe9", "nul.txt": b"a\0b",
-             "\x1b]0;title\x07.png": b"\xff"}
-    for name, content in files.items():
+    for name, content in {
+            "good.txt": b"good text", "sub/more.txt": b"more text", ".hidden": b"hidden text",
+            ".git/config": b"git text", "out/metrics.jsonl": b"rows", "out/settings.json": b"{}",
+            "out/seed0/base.pt": b"\xff", "empty.txt": b" \n", "utf16": "wide".encode("utf-16"),
+            "latin.txt": b"caf\xe9", "nul": b"a\0b", "\x1b]0;title\x07.png": b"\xff"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "zzz.txt").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")
-    can_read, files_in = os.access, data.Path.rglob  # root can read everything
-    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path)
-                        and can_read(path, mode))
-    monkeypatch.setattr(data.Path, "rglob", lambda *given: (
-        file for file in files_in(*given) if file.parent.name != "closed"))
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "closed")  # root can read all
     assert sorted(data.read_texts("domain", [tmp_path])) == ["good text", "more text"]
     printed = capsys.readouterr().out
     for expected in ("read 2 files, 0 copies", "skipped 1 empty: [^;]*empty.txt",
@@ -294,9 +253,9 @@ def test_a_folder_names_what_it_skips(tmp_path, capsys, monkeypatch):
                      "skipped 2 made by train.py: [^;]*out/"):
         assert re.search(expected, printed)
     assert not re.search(r"\x1b|\.hidden|\.git", printed)
-    for path in (tmp_path / "pipe", tmp_path / "closed", tmp_path / "empty.txt", tmp_path / "out"):
-        with pytest.raises(data.BadInput, match=f"{path.name}: (not a reg|empty|no UTF)"):
-            data.read_texts("general", [path])
+    for name in ("pipe", "closed", "empty.txt", "out"):
+        with pytest.raises(data.BadInput, match=f"{name}: (not a reg|empty|no UTF)"):
+            data.read_texts("general", [tmp_path / name])
 
 
 def test_held_out_lines_that_are_trained_are_counted(capsys):

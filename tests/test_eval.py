@@ -8,7 +8,6 @@ from torch.distributions import kl_divergence as reference_kl
 
 import data
 import eval
-import train
 from data import BadInput, encode
 from eval import (evaluate, heldout_losses, heldout_windows, load_model, printable, run_program,
                   save_model, score_probes, show_answers, show_tokens, write_file)
@@ -41,8 +40,7 @@ def model(world):
 
 def test_exact_answers_are_those_of_greedy_generation(world, model):
     probes = world.probes["domain"]
-    generated = [eval.answer(model, world, prompt) == answer.strip()
-                 for prompt, answer in probes]
+    generated = [eval.answer(model, world, prompt) == right.strip() for prompt, right in probes]
     assert 0 < sum(generated) < len(probes)
     single = [score_probes(model, world.tokenizer, [probe])[0] == 1 for probe in probes]
     assert single == generated
@@ -82,16 +80,11 @@ def test_evaluate(world, model):
     assert row["domain_loss"] < row["general_loss"]
     assert evaluate(base, base, world)["kl_to_base"] == 0
 
-
-def test_evaluation_in_chunks_gives_the_same_numbers(world, model):
-    """At most a window of logits at a time, in place of all."""
-    torch.manual_seed(1)
-    base, sizes = GPT(model.config), []
-    handle = base.register_forward_hook(lambda module, given, logits: sizes.append(len(logits)))
-    whole = heldout_losses(model, world.heldout_general, base)
-    parts = heldout_losses(model, world.heldout_general, base, at_once=1)
-    handle.remove()
-    assert parts == pytest.approx(whole, rel=1e-5) and len(sizes) == 1 + sizes[0]
+    sizes = []  # at most a window of logits at a time gives the same numbers as all at once
+    base.register_forward_hook(lambda module, given, logits: sizes.append(len(logits)))
+    losses = heldout_losses(model, world.heldout_general, base, at_once=1)
+    assert losses == pytest.approx((row["general_loss"], row["kl_to_base"]), rel=1e-5)
+    assert sizes == [1] * len(windows)
 
 
 def test_heldout_windows_use_every_token_once_as_a_target():
@@ -109,6 +102,7 @@ def test_each_model_answers_each_prompt_and_sends_the_terminal_no_commands(world
     right = answer.strip()
     assert lines[:4] == ["", f"> {prompt}", f"  base  {right}", f"  mol   {right}"]
     assert lines[5] == "> ?[31mred?" and all(map(str.isprintable, lines))
+    assert printable("a\nb\x9b\u202e é \U0001f98a") == "a\\nb?? é \U0001f98a"
 
 
 def test_tokens_show_what_each_model_expects(world, model, capsys):
@@ -120,10 +114,6 @@ def test_tokens_show_what_each_model_expects(world, model, capsys):
     start = 2 + len(encode(world.tokenizer, prompt))
     for line in lines[start:start + of_answer]:  # the model knows the answer
         assert re.fullmatch(r"(\S.*?) +\1 (1\.00|0\.[5-9]\d) +\1 \2", line), line
-
-
-def test_what_is_printable():
-    assert printable("a\x1b[31mb\x9b\u202e é \U0001f98a") == "a?[31mb?? é \U0001f98a"
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -188,30 +178,3 @@ def test_a_program_ends_with_one_message_and_a_code(monkeypatch, capsys, error, 
     with pytest.raises(SystemExit) as ended:
         run_program(main)
     assert ended.value.code == code and capsys.readouterr().err == message
-
-
-def test_a_bug_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        run_program(lambda: 1 / 0)
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--foo"], "--foo"), (["--out", "nowhere"], "nowhere/settings.json")])
-def test_eval_refuses_bad_input(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr("sys.argv", ["eval.py", *arguments])
-    monkeypatch.setattr("sys.stdout", io.StringIO())
-    with pytest.raises(SystemExit) as ended:
-        run_program(eval.main)
-    error = capsys.readouterr().err
-    assert ended.value.code == 2 and message in error and error.count("error: ") == 1
-
-
-def test_a_run_that_was_stopped_answers_with_the_models_that_it_has(tmp_path, monkeypatch, capsys):
-    arguments = ["--out", str(tmp_path), "--n-layer", "1", "--n-head", "2", "--n-embd", "32",
-                 "--base-steps", "3", "--steps", "2", "--device", "cpu", "--methods", "ce", "mol"]
-    train.main(arguments)
-    (tmp_path / "seed0" / "mol.pt").unlink()
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["eval.py", "1+1=", "--out", str(tmp_path)])
-    eval.main()
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["base", "ce"]

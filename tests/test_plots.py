@@ -25,7 +25,7 @@ import data
 import losses
 from eval import evaluate
 from model import GPT, GPTConfig
-from plots import forgetting, methods, rivals, runs, style, texts
+from plots import forgetting, methods, rivals, runs, texts
 from plots.runs import Run
 from plots.tables import difference, differences_table, metrics_table, sweep_tables
 from train import METHODS, Settings, continue_pretraining, parse
@@ -78,22 +78,16 @@ def test_a_run_that_is_made_again_has_the_metrics_of_the_committed_one(name):
 
 # --- runs.jsonl ----------------------------------------------------------------------------------
 
-def line(seed, rows=()):
-    """A line of runs.jsonl."""
-    return {"method": "mol", "seed": seed, "work": "train", "how": {},
-            "settings": runs.of_run(runs.DEFAULTS), "rows": rows}
-
-
 def test_a_line_that_was_cut_short_is_ignored_and_the_next_one_is_whole(tmp_path):
     path = tmp_path / "runs.jsonl"
+    line = {"method": "mol", "work": "train", "how": {}, "settings": runs.of_run(runs.DEFAULTS)}
     for seed in range(3):
-        runs.append_run(path, line(seed))
+        runs.append_run(path, {**line, "seed": seed})
     whole = path.read_bytes()
     for damaged, seeds in [(b"", []), (whole[:-1], [0, 1, 2]), (whole[:-20], [0, 1]),
                            (whole[:9], []), (b"[1]\n{}\n\0\xff\n" + whole, [0, 1, 2])]:
         path.write_bytes(damaged)
-        assert [found["seed"] for found in runs.read_runs(path).values()] == seeds
-        runs.append_run(path, line(seed=7))
+        runs.append_run(path, {**line, "seed": 7})
         assert [found["seed"] for found in runs.read_runs(path).values()] == [*seeds, 7]
 
 
@@ -156,12 +150,11 @@ def test_runs_from_another_base_are_refused(experiment, tmp_path):
     assert experiment(seeds=(1,))[0] == 0  # another seed has a base of its own
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "6"], ["--steps", "6", "--out", "plots"],
-                                       ["--seed", "0"]])
-def test_other_settings_need_a_folder_of_your_own(arguments, monkeypatch):
+def test_other_settings_need_a_folder_of_your_own(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert "--out" in refused(program(runs.main, "tiny", RUNS, pytest.fail, "A test.", pytest.fail,
-                                      arguments=arguments))
+    for arguments in (["--steps", "6"], ["--steps", "6", "--out", "plots"], ["--seed", "0"]):
+        assert "--out" in refused(program(runs.main, "tiny", RUNS, pytest.fail, "A test.",
+                                          pytest.fail, arguments=arguments))
 
 
 @pytest.mark.parametrize("arguments, told", [
@@ -191,36 +184,27 @@ if __name__ == "__main__":
 """
 
 
-def is_running(pid):
-    state = subprocess.run(["ps", "-p", str(pid), "-o", "stat="], capture_output=True, text=True)
-    return state.stdout.strip()[:1] not in ("", "Z")
-
-
 def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
     script, path = tmp_path / "experiment.py", tmp_path / "runs.jsonl"
     script.write_text(SCRIPT)
-    command = [sys.executable, script, ROOT, tmp_path / "bases", "--out", tmp_path, "--seed", "0",
-               *TINY]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    killed = subprocess.Popen([sys.executable, script, ROOT, tmp_path / "bases", "--out", tmp_path,
+                               "--seed", "0", *TINY], stdout=subprocess.DEVNULL)
+
+    def states(*which):  # of processes
+        found = subprocess.run(["ps", *which, "-o", "pid=,stat="], capture_output=True, text=True)
+        return dict(map(str.split, found.stdout.splitlines()))
+
     while not path.exists() or not path.read_bytes():
         assert killed.poll() is None
         time.sleep(0.02)
-    children = subprocess.run(["ps", "--ppid", str(killed.pid), "-o", "pid="], text=True,
-                              capture_output=True).stdout.split()
+    children = states("--ppid", str(killed.pid))
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    finished = runs.read_runs(path)
-    assert children and 0 < len(finished) < 7 and not (tmp_path / "headline.png").exists()
+    assert children and 0 < len(runs.read_runs(path)) < 7
     deadline = time.monotonic() + 60
-    while any(map(is_running, children)):
+    while any(state[0] != "Z" for state in states("-p", ",".join(children)).values()):
         assert time.monotonic() < deadline, "the processes of a killed experiment go on"
         time.sleep(0.05)
-
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0 and f"7 runs, {7 - len(finished)} to make" in again.stdout
-    lines = runs.read_runs(path)
-    assert len(lines) == 7 and all(lines[key] == line for key, line in finished.items())
-    assert (tmp_path / "headline.png").exists()
 
 
 # --- figures and tables --------------------------------------------------------------------------
@@ -240,27 +224,16 @@ def metrics(toy=True):
     return rows
 
 
-@pytest.mark.parametrize("toy, title", [
-    (True, "General skills (base 100%): ce 0%, mol 90%"),
-    (False, "General loss, compared with the base: ce +2.01, mol +0.11")])
-def test_the_figure_of_a_run(toy, title, tmp_path, monkeypatch):
-    """Its title, and its format, which the name decides."""
-    figures, savefig = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: (
-        figures.append(figure), savefig(figure, *arguments, **options)))
-    for kind, start in (("svg", b"<?xml"), ("png", b"\x89PNG")):
-        forgetting.draw(metrics(toy), tmp_path / f"new.{kind}")
-        assert (tmp_path / f"new.{kind}").read_bytes().startswith(start)
-    assert figures[0].get_suptitle() == title and figures[0].get_size_inches()[0] <= 10
-
-
-def test_labels_are_beside_their_curves_and_do_not_touch():
-    _, ((axes,),) = style.panels(1, 1, 3, 3)
-    axes.set(yscale="log", ylim=(1e-4, 1))
-    last = {"a": ("black", 0.01), "b": ("black", 0.011), "c": ("black", 10 ** -3.6)}
-    style.label_ends(axes, last, apart=0.15)
-    height = {text.get_text(): text.get_position()[1] for text in axes.texts}
-    assert [height[name] for name in "bac"] == pytest.approx([0.51, 0.36, 0.1], abs=0.01)
+@pytest.mark.parametrize("toy, kind, start, title", [
+    (True, "svg", b"<?xml", "General skills (base 100%): ce 0%, mol 90%"),
+    (False, "png", b"\x89PNG", "General loss, compared with the base: ce +2.01, mol +0.11")])
+def test_the_figure_of_a_run(toy, kind, start, title, tmp_path, monkeypatch):
+    """Its title says what it shows. Its name decides the format."""
+    titles, suptitle = [], Figure.suptitle
+    monkeypatch.setattr(Figure, "suptitle", lambda figure, text, **options: (
+        titles.append(text), suptitle(figure, text, **options)))
+    forgetting.draw(metrics(toy), tmp_path / f"new.{kind}")
+    assert (tmp_path / f"new.{kind}").read_bytes().startswith(start) and titles == [title]
 
 
 def lines_of(table):
@@ -369,18 +342,16 @@ def test_answers_of_a_batch_are_those_of_single_prompts(world):
         assert given == world.tokenizer.decode(single).partition("\n")[0] + "\n"
 
 
-@pytest.mark.parametrize("own", [0.0, 0.5, 1.0])
-def test_the_other_format_is_right_and_only_for_think_sums(own, world):
+def test_the_other_format_is_right_and_only_for_think_sums(world):
     assert texts.by_tens("37+45 think:") == " 30+40=70, 7+5=12, 82\n"
     assert texts.by_tens("10+12 think:") == " 10+10=20, 0+2=02, 22\n"
     right = {a + b for kind in texts.kinds_of(0).values() for a, b in kind.train}
-    found = documents_of("other format", world, own=own)
+    found = documents_of("other format", world, own=0.5)
     think = [(prompt, answer) for prompt, answer in found if "think" in prompt]
-    assert all(prompt + answer in right or answer == texts.by_tens(prompt)
-               for prompt, answer in think) and len(think) > 40
+    assert all(a + b in right or b == texts.by_tens(a) for a, b in think) and len(think) > 40
     assert all(a + b in right for a, b in found if "think" not in a)
-    share = sum(prompt + answer in right for prompt, answer in think) / len(think)
-    assert share == pytest.approx(own, abs=0.15)
+    share = sum(a + b in right for a, b in think) / len(think)
+    assert share == pytest.approx(0.5, abs=0.15)
 
 
 def test_a_text_with_some_of_the_items(world):
@@ -397,12 +368,11 @@ def test_a_text_with_some_of_the_items(world):
     assert 1 < len(pairs) <= 0.02 * len(kinds["no_think"].train) + 1
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25])
-def test_the_overlap_with_the_domain(share, world):
+def test_the_overlap_with_the_domain(world):
     domain = {a + b for a, b in data.alarms(random.Random("domain 0")).train}
-    lines = drawn("overlap", world, share=share)
-    assert len(lines) == 300 and sum(line in domain for line in lines) == 300 * share
-    filtered = drawn("overlap", world, Expects(world[1], "4"), share=share, limit=5.0)
+    lines = drawn("overlap", world, share=0.25)
+    assert len(lines) == 300 and sum(line in domain for line in lines) == 75
+    filtered = drawn("overlap", world, Expects(world[1], "4"), share=0.25, limit=5.0)
     assert filtered == [line for line in lines if "4" not in line] != []
 
 
@@ -471,13 +441,12 @@ class Bias(torch.nn.Module):
         return self.logits.expand(*tokens.shape, -1)  # (B, T, V)
 
 
-@pytest.mark.parametrize("T", [1, 4])
-def test_the_fisher_is_the_curvature_of_the_kl(T):
+def test_the_fisher_is_the_curvature_of_the_kl():
     """It is p (1 - p) per token for any length. Half of it times a small step squared is the KL."""
     model = Bias([1.0, 0.0, -1.0])
-    p, tokens = model.logits.softmax(dim=0), torch.zeros(4000, T, dtype=torch.int64)
+    p, tokens = model.logits.softmax(dim=0), torch.zeros(2000, 4, dtype=torch.int64)
     fisher, = methods.diagonal_fisher(model, tokens, torch.Generator().manual_seed(0))
-    assert torch.allclose(fisher, p * (1 - p), atol=0.01) and not model.logits.requires_grad
+    assert torch.allclose(fisher, p * (1 - p), atol=0.015) and not model.logits.requires_grad
     stepped = model.logits + torch.tensor([1e-2, 0.0, 0.0])
     kl = losses.kl_divergence(stepped[None, None], model.logits[None, None], "forward").item()
     distance = methods.weight_distance([stepped], [model.logits], [p * (1 - p)])
@@ -566,13 +535,6 @@ def test_strength_weighs_what_protects_the_base(name, world):
     assert added > 1e-4 and loss(model, 30.0)[0] - ce == pytest.approx(30 * added, rel=1e-2)
     assert kl == (pytest.approx(added, rel=1e-2) if name.endswith(("mol", "kl")) else 0)
     assert loss(base, 30.0)[0] == pytest.approx(loss(base, 0.0)[0], abs=1e-5)
-
-
-@pytest.mark.parametrize("name", ["domain_kl", "masked_kl", "l2sp", "ewc"])
-def test_only_methods_with_an_anchor_have_no_weight_decay(name):
-    """It would pull the weights to zero instead of to the base. All four read domain text only."""
-    assert METHODS[name].weight_decay == (0.1 if name.endswith("kl") else 0)
-    assert not METHODS[name].reads_general
 
 
 def test_the_settings_of_rivals_are_the_best_of_the_search():

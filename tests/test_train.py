@@ -3,6 +3,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
@@ -63,10 +64,19 @@ def finished(out, *more):
 def refused(*arguments, code=2):
     """The one message of a run that cannot be made."""
     found, _, errors = run(*arguments)
-    assert found == code and errors.count("error: ") == (code == 2)
     *usage, message = errors.splitlines()
+    assert found == code and errors.count("error: ") == (code == 2)
     assert not usage or usage[0].startswith("usage: ")
     return message
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """(folder of a run, prompts) -> the exit code, output and errors of eval.py."""
+    def asked(out, *prompts):
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(out), *prompts])
+        return program(eval.main)
+    return asked
 
 
 def rows(out):
@@ -141,14 +151,26 @@ def test_what_a_run_leaves(short):
         assert len(shares) == 8 and all(0 <= share <= 1 for share in shares)
 
 
-def test_eval_repeats_the_answers_of_a_run(short, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(short[0])])
-    code, output, errors = program(eval.main)
+def test_eval_repeats_the_answers_of_a_run(short, ask):
+    code, output, errors = ask(short[0])
     assert code == 0 and not errors and output.count("\n> ") == 5 and output in short[2]
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(short[0]), "--", "-5+37=", "x" * 99])
-    output = program(eval.main)[1].splitlines()
-    assert output[1] == "> -5+37=" and [line.split()[0] for line in output[2:6]] == [
-        "base", "ce", "replay", "mol"] and len(output) == 2 * 6
+    output = ask(short[0], "--", "-5+37=", "x" * 99)[1].splitlines()
+    assert output[1] == "> -5+37=" and len(output) == 2 * 6
+    assert [line.split()[0] for line in output[2:6]] == ["base", "ce", "replay", "mol"]
+
+
+def test_eval_of_a_run_that_was_stopped_or_is_of_another_version(short, tmp_path, ask):
+    out = shutil.copytree(short[0], tmp_path / "out")
+    (out / "seed0" / "mol.pt").unlink()
+    output = ask(out, "1+1=")[1].splitlines()
+    assert [line.split()[0] for line in output[2:]] == ["base", "ce", "replay"]
+    saved = (out / "settings.json").read_text()
+    for old, new, message in [("512", "300", "the text or the code has changed"),
+                              ("general_files", "files", "have no general_files")]:
+        (out / "settings.json").write_text(saved.replace(old, new))
+        code, _, errors = ask(out)
+        assert code == 2 and message in errors and errors.count("\n") == 1
+    assert "nowhere/settings.json" in ask(tmp_path / "nowhere")[2]
 
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path, monkeypatch):
@@ -182,53 +204,30 @@ def test_the_readmes_method_of_your_own(tmp_path, monkeypatch):
 
 # --- your own text -------------------------------------------------------------------------------
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """A folder of general text and a folder of domain text, with signs that control a terminal."""
-    folder = tmp_path_factory.mktemp("texts")
+def test_own_text(tmp_path, monkeypatch, ask):
+    """Folders of text with signs that control a terminal."""
+    flags = ["--methods", "ce", "--base-steps", 30]
     for name, text in [("general", "the cat sat on\x1b[31m the mat\x07 at noon. " * 100),
                        ("domain", "def f(x):\x1b return x + 1\n" * 200)]:
-        (folder / name).mkdir()
-        (folder / name / "\x1btext").write_text(text)
-        (folder / name / "\x1bpicture").write_bytes(b"\xff")
-    return folder
-
-
-def own(texts):
-    return "--general", texts / "general", "--domain", texts / "domain", "--methods", "ce"
-
-
-def test_own_text(texts, tmp_path, monkeypatch):
-    found, output = finished(tmp_path, *own(texts), "--base-steps", 30)
-    assert all(row["accuracy"] == {} for row in found) and (tmp_path / "forgetting.png").exists()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "\x1btext").write_text(text)
+        (tmp_path / name / "\x1bpicture").write_bytes(b"\xff")
+        flags += [f"--{name}", tmp_path / name]
+    found, output = finished(tmp_path / "out", *flags)
+    assert all(row["accuracy"] == {} for row in found)
     assert "no-think" not in output and not CONTROL.search(output)
     assert "\n  ce    " in output and "\\n" in output  # line breaks of code are seen
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(tmp_path)])
     monkeypatch.chdir(tmp_path)
-    assert program(eval.main)[1].partition("\n\n")[2] in output  # the same answers, elsewhere
-
-
-def test_eval_says_that_a_run_is_of_another_version(short, tmp_path, monkeypatch):
-    (tmp_path / "metrics.jsonl").write_text((short[0] / "metrics.jsonl").read_text())
-    old = json.loads((short[0] / "settings.json").read_text())
-    del old["general_files"]
-    (tmp_path / "settings.json").write_text(json.dumps(old))
-    monkeypatch.setattr(sys, "argv", ["eval.py", "--out", str(tmp_path)])
-    code, _, errors = program(eval.main)
-    assert code == 2 and "have no general_files" in errors and errors.count("\n") == 1
+    assert ask("out")[1].partition("\n\n")[2] in output  # the same answers, elsewhere
 
 
 @pytest.mark.parametrize("content, reason", [
-    (None, "No such file"), (b"short", "too short"), (b"", "empty"), (b"\xef\xbb\xbf \n", "empty"),
-    (b"\x89PNG\r\n\xff", "0x89 in position 0"), (b"words\0", "zero bytes"),
-    ("wide".encode("utf-16"), "0xff in position 0"), ("folder", "no UTF-8 text.*picture")])
+    (None, "No such file"), (b"short", "too short"), (b"\xef\xbb\xbf \n", "empty"),
+    (b"\x89PNG\r\n\xff", "0x89 in position 0"), (b"words\0", "zero bytes")])
 def test_bad_text_is_refused(tmp_path, content, reason):
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.write_text("some words to learn from, " * 300)
-    if content == "folder":
-        bad.mkdir()
-        (bad / "picture").write_bytes(b"\xff")
-    elif content is not None:
+    if content is not None:
         bad.write_bytes(content)
     for texts, corpus in [((bad, good), "--general|pretraining"), ((good, bad), "domain")]:
         message = refused(tmp_path / "out", "--general", texts[0], "--domain", texts[1])
@@ -239,22 +238,17 @@ def test_bad_text_is_refused(tmp_path, content, reason):
 # --- bad settings and failures -------------------------------------------------------------------
 
 BAD = [  # arguments, what the message says; by default it names the flag
-    ("--methods magic",), ("--methods ce ce",), ("--methods ce --methods mol",),
-    ("--methods", "expected"), ("--stepz 3",), ("--lr 1 --lr=2",), ("--seed 1 --seed 2",),
-    ("--ratio 0.02",), ("--ratio 0",), ("--ratio -1",), ("--ratio nan",), ("--ratio 1e308",),
-    ("--strength -1",), ("--strength inf",), ("--lr nan",), ("--lr inf",), ("--base-lr inf",),
-    ("--device abacus",), ("--dtype float8",), ("--kl sideways",),
-    ("--general-errors 1.5",), ("--general-errors -0.1",), ("--lora-rank -1",),
-    ("--lora-rank 33",), ("--steps many",),
-    ("--n-layer 0",), ("--steps 0",), ("--base-steps 0",), ("--batch-size 0",), ("--eval-every 0",),
-    ("--seed -1",), (f"--seed {2**64}",), ("--seed 1 1",), ("--vocab-size 100",),
-    ("--block-size 8",), ("--block-size 100000",), ("--n-embd 30 --n-head 4",),
-    ("--general-documents 0",), ("--general-documents 1", "too short"),
-    ("--general-errors 0.5 --general README.md --domain LICENSE",),
+    ("--methods magic",), ("--methods ce ce",), ("--methods", "expected"), ("--stepz 3",),
+    ("--lr 1 --lr=2",), ("--seed 1 --seed 2",), ("--lr nan",), ("--lr inf",), ("--strength -1",),
+    ("--ratio 0.02",), ("--ratio nan",), ("--ratio 1e308",), ("--kl sideways",),
+    ("--device abacus",), ("--dtype float8",), ("--general-errors 1.5",), ("--lora-rank 33",),
+    ("--steps many",), ("--n-layer 0",), ("--steps 0",), ("--eval-every 0",), ("--seed -1",),
+    (f"--seed {2**64}",), ("--seed 1 1",), ("--vocab-size 100",), ("--block-size 8",),
+    ("--block-size 100000",), ("--n-embd 30 --n-head 4",), ("--general-documents 1", "too short"),
     ("--error-kind noise --general README.md --domain LICENSE",),
     ("--general README.md", "--domain"), ("--domain README.md", "--general"),
-    ("--general nowhere --domain README.md",), ("--general <empty> --domain README.md",),
-    ("--domain <empty> --general README.md",), ("--out <empty>",), ("--questions README.md",)]
+    ("--general nowhere --domain README.md",), ("--domain <empty> --general README.md",),
+    ("--out <empty>",), ("--questions README.md",)]
 if not torch.cuda.is_available():
     BAD.append(("--device cuda",))
 
@@ -274,70 +268,54 @@ def test_help_names_every_flag_and_may_show_a_percent_sign(capsys):
         train.parse(["--help"], defaults=replace(train.Settings(), out="100%/x"))
     shown = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0 and "100%/x" in shown and "{reverse,forward,mean}" in shown
+    names = {"seeds": "seed", "general_files": "general", "domain_files": "domain"}
     for f in fields(train.Settings):
-        assert {"seeds": "--seed", "general_files": "--general", "domain_files": "--domain"}.get(
-            f.name, "--" + f.name.replace("_", "-")) in shown
+        assert "--" + names.get(f.name, f.name).replace("_", "-") in shown
     assert "share of wrong answers in the toy general text (default: 0.0)" in shown
 
 
-def file_above(folder):
-    (folder / "file").write_text("not a folder")
-    return folder / "file" / "out"
-
-
-def file_as_seed_folder(folder):
-    (folder / "seed0").write_text("not a folder")
-    return folder
-
-
-@pytest.mark.parametrize("make", [file_above, file_as_seed_folder])
-def test_a_folder_that_cannot_be_written_is_refused_and_keeps_its_results(tmp_path, make):
-    for name in ("metrics.jsonl", "settings.json", "seed1/mol.pt"):
+def test_a_folder_that_cannot_be_written_is_refused_and_keeps_its_results(tmp_path):
+    for name in ("metrics.jsonl", "settings.json", "seed1/mol.pt", "seed0"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("earlier")
-    out = make(tmp_path)
+        (tmp_path / name).write_text("earlier")  # seed0 is a file
     before = contents(tmp_path)
-    assert refused(out, "--seed", 1, 0).startswith("error: ") and contents(tmp_path) == before
+    for out in (tmp_path, tmp_path / "seed0" / "out"):
+        assert refused(out, "--seed", 1, 0).startswith("error: ") and contents(tmp_path) == before
 
 
-def test_a_run_removes_the_results_of_an_earlier_one_and_nothing_else(tmp_path):
-    finished(tmp_path, "--methods", "ce", "--seed", 1)
-    (tmp_path / "holiday.png").write_text("mine")
-    eval.start_run(settings("--out", tmp_path), ("base", *METHODS))
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
-        "settings.json", "holiday.png"}
+def test_a_run_removes_the_results_of_an_earlier_one_and_nothing_else(short, tmp_path):
+    out = shutil.copytree(short[0], tmp_path / "out")
+    (out / "holiday.png").write_text("mine")
+    eval.start_run(settings("--out", out, "--seed", 1), ("base", *METHODS))
+    assert {path.name for path in contents(out)} == {"settings.json", "holiday.png"}
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, value):
+@pytest.mark.parametrize("failure, code, told", [
+    (math.nan, 2, "broken: the loss is nan at step 1"),
+    (math.inf, 2, "broken: the loss is inf at step 1"),
+    (KeyboardInterrupt, 130, "stopped; the methods that finished are kept"),
+    (ZeroDivisionError, None, "a bug is not hidden")])
+def test_a_method_that_fails_gives_one_message_and_keeps_what_finished(
+        tmp_path, monkeypatch, failure, code, told):
     def broken(model, base, batch, s):
-        loss = model(batch.tokens).sum() * 0 + value
+        if not isinstance(failure, float):
+            raise failure
+        loss = model(batch.tokens).sum() * 0 + failure
         return loss, loss, loss
 
     monkeypatch.setitem(METHODS, "broken", Method(broken))
-    message = refused(tmp_path, "--methods", "mol", "broken")
-    assert "broken" in message and "step 1" in message and str(value) in message
-    assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}  # finished results stay
+    arguments = tmp_path, "--methods", "mol", "broken"
+    if code:
+        assert told in refused(*arguments, code=code)
+    else:
+        with pytest.raises(failure):
+            run(*arguments)
+    assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}
+    assert (tmp_path / "seed0" / "mol.pt").exists()
 
 
 def test_a_model_that_the_last_step_ruins_stops_the_run(tmp_path):
     assert "learning rate" in refused(tmp_path, "--lr", 1e9, "--steps", 1)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_ctrl_c_is_one_message_and_a_bug_is_not_hidden(tmp_path, monkeypatch, error):
-    def stopped(model, base, batch, s):
-        raise error
-
-    monkeypatch.setitem(METHODS, "stopped", Method(stopped))
-    arguments = tmp_path, "--methods", "mol", "stopped"
-    if error is KeyboardInterrupt:
-        assert "stopped" in refused(*arguments, code=130)
-    else:
-        with pytest.raises(ZeroDivisionError):
-            run(*arguments)
-    assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}
-    assert (tmp_path / "seed0" / "mol.pt").exists()
 
 
 # --- the base ------------------------------------------------------------------------------------
@@ -351,39 +329,25 @@ def pretrained(tmp_path, monkeypatch):
     return calls
 
 
-def test_a_base_is_used_again(pretrained, capsys):
-    """By a run that differs only in what comes after pretraining."""
+def test_a_base_is_used_again_but_not_after_another_pretraining(pretrained, monkeypatch):
     s = settings()
-    first, again, other = (train.get_base(x, 0, train.data.make_world(x, 0)) for x in (
-        s, s, settings("--general-errors", 0.1, "--steps", 9, "--kl", "forward")))
-    assert len(pretrained) == 1 and len(list(train.BASES.iterdir())) == 1
-    printed = capsys.readouterr().out
-    assert printed.count("kept step") == 1 and printed.count(str(train.BASES)) == 3
-    for base in (first, again, other):
+    later = settings("--general-errors", 0.1, "--steps", 9, "--kl", "forward")
+    world, of_later = (train.data.make_world(x, 0) for x in (s, later))
+    rolled = replace(world, pretraining=world.pretraining.roll(1))
+    for count, change, *given in [
+            (1, "none", s, 0, world), (1, "none", s, 0, world), (1, "later", later, 0, of_later),
+            (2, "a setting", settings("--base-lr", 1e-3), 0, world),
+            (3, "the dtype", settings("--dtype", "bfloat16"), 0, world),
+            (4, "the seed", s, 1, world), (5, "the pretraining text", s, 0, rolled),
+            (6, "the threads", s, 0, world), (7, "the code", s, 0, world)]:
+        if change == "the threads":
+            monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+        elif change == "the code":
+            assert {(ROOT / x).read_text() for x in ("model.py", "data.py")} < {*train.BASE_CODE}
+            monkeypatch.setattr(train, "BASE_CODE", [*train.BASE_CODE, "another line"])
+        base = train.get_base(*given)
+        assert len(pretrained) == len(list(train.BASES.iterdir())) == count, change
         assert not any(weight.requires_grad for weight in base.parameters())
-        assert torch.equal(base.head.weight, first.head.weight)
-
-
-@pytest.mark.parametrize("change", [("--base-lr", 1e-3), ("--dtype", "bfloat16"), "seed",
-                                    "threads", "code", "the pretraining text"])
-def test_a_base_is_not_used_for_another_pretraining(pretrained, monkeypatch, change):
-    s, seed = settings(), 0
-    world = train.data.make_world(s, 0)
-    train.get_base(s, seed, world)
-    if change == "seed":
-        seed = 1
-    elif change == "threads":
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    elif change == "the pretraining text":
-        world = replace(world, pretraining=world.pretraining.roll(1))
-    elif change == "code":
-        for name in ("model.py", "data.py"):
-            assert (ROOT / name).read_text() in train.BASE_CODE
-        monkeypatch.setattr(train, "BASE_CODE", [*train.BASE_CODE, "another line"])
-    else:
-        s = settings(*change)
-    train.get_base(s, seed, world)
-    assert len(pretrained) == 2 and len(list(train.BASES.iterdir())) == 2
 
 
 def test_a_damaged_base_is_refused(tmp_path, pretrained):
@@ -393,30 +357,16 @@ def test_a_damaged_base_is_refused(tmp_path, pretrained):
     assert path.name in refused(tmp_path / "out", "--methods", "ce")
 
 
-def test_the_base_reads_pretraining_text_alone(monkeypatch):
-    s, read = settings("--base-steps", 20), []
+def test_the_base_reads_pretraining_text_and_is_the_best_on_heldout_text(monkeypatch, capsys):
+    """Ten steps down the gradient and ten steps up: the base is the model in between."""
+    s, read, real = settings("--base-steps", 20, "--base-lr", 1e-2), [], train.next_token_loss
     world = train.data.make_world(s, 0)
     world = replace(world, pretraining=world.pretraining[:10_000])
-    real = train.next_token_loss
-    monkeypatch.setattr(train, "next_token_loss", lambda model, base, batch, s: (
-        read.append(batch), real(model, base, batch, s))[1])
-    train.pretrain(s, 0, world)
-    windows = world.pretraining.unfold(0, s.block_size, 1)
-    assert len(read) == 20
-    for batch in read[:5]:
-        assert batch.tokens.shape == (4, s.block_size)
-        assert all((windows == row).all(dim=1).any() for row in batch.tokens)
 
-
-def test_the_base_is_the_best_on_heldout_text(monkeypatch, capsys):
-    """Ten steps down the gradient and ten steps up: the base is the model in between."""
-    s, steps, real = settings("--base-steps", 20, "--base-lr", 1e-2), [], train.next_token_loss
-    world = train.data.make_world(s, 0)
-
-    def turning(*given):
-        steps.append(1)
-        loss, *parts = real(*given)
-        return loss if len(steps) <= 10 else -loss, *parts
+    def turning(model, base, batch, s):
+        read.append(batch.tokens)
+        loss, *parts = real(model, base, batch, s)
+        return loss if len(read) <= 10 else -loss, *parts
 
     monkeypatch.setattr(train, "next_token_loss", turning)
     base = train.pretrain(s, 0, world)
@@ -424,6 +374,9 @@ def test_the_base_is_the_best_on_heldout_text(monkeypatch, capsys):
     kept, told = re.search(r"kept step (\d+) of 20, held-out loss (.*)",
                            capsys.readouterr().out).groups()
     assert 9 <= int(kept) <= 13 and float(told) == pytest.approx(loss, abs=0.01)
+    windows = world.pretraining.unfold(0, s.block_size, 1)  # (N, T)
+    assert len(read) == 20 and all(tokens.shape == (4, s.block_size) for tokens in read)
+    assert all((windows == row).all(dim=1).any() for tokens in read[:5] for row in tokens)
 
 
 def test_an_untrained_base_is_refused_and_not_stored(tmp_path, pretrained):
@@ -493,23 +446,17 @@ def test_weight_decay_shrinks_the_matrices_and_not_the_gains(monkeypatch, weight
     assert torch.equal(model.ln_f.weight, base.ln_f.weight)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_method_of_your_own_gets_a_frozen_plain_base_and_what_it_prepared(monkeypatch, rank):
-    calls = []
-
-    def prepare(base, world, s, seed):
-        calls.append("prepared")
-        return "prepared"
-
+def test_a_method_of_your_own_gets_a_frozen_plain_base_and_what_it_prepared(monkeypatch):
     def own(model, base, batch, s, prepared):
-        assert prepared == "prepared" and not any(w.requires_grad for w in base.parameters())
-        assert not is_parametrized(base.head)
+        assert prepared == "for seed 0" and not is_parametrized(base.head)
+        assert not any(weight.requires_grad for weight in base.parameters())
         return train.next_token_loss(model, base, batch, s)
 
-    monkeypatch.setitem(METHODS, "own", Method(own, prepare=prepare))
-    s = settings("--lora-rank", rank)
-    trained("own", s, *untrained(s))
-    assert calls == ["prepared"]
+    monkeypatch.setitem(METHODS, "own", Method(
+        own, prepare=lambda base, world, s, seed: f"for seed {seed}"))
+    s = settings("--lora-rank", 2)
+    _, curve = trained("own", s, *untrained(s))
+    assert curve[-1]["ce"] > 0
 
 
 # --- device and dtype ----------------------------------------------------------------------------
