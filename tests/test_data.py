@@ -25,9 +25,9 @@ def text_of(world, *names):
     return "".join(world.tokenizer.decode(getattr(world, name).tolist()) for name in names)
 
 
-def all_kinds(seed=0):
-    manual = {"domain": data.alarms(random.Random(f"domain {seed}"))}
-    return data.general_kinds(random.Random(f"general {seed}")) | manual
+def all_kinds():
+    manual = {"domain": data.alarms(random.Random("domain 0"))}
+    return data.general_kinds(random.Random("general 0")) | manual
 
 
 # --- the toy world -------------------------------------------------------------------------------
@@ -59,22 +59,18 @@ def test_nothing_that_is_held_out_is_trained(world):
     assert len(summed) > 2000 and len(probed) == 200 and not summed & probed
 
 
-def test_documents_are_single_lines_and_right():
-    for kind in all_kinds().values():
-        for prompt, answer in kind.train:
-            assert answer.endswith("\n") and "\n" not in prompt + answer[:-1]
+def test_documents_and_their_mistakes():
+    """A sum is ten too small in both modes. All wordings of a fact name the same other capital."""
+    kinds = all_kinds()
+    for prompt, answer in itertools.chain(*(kind.train for kind in kinds.values())):
+        assert answer.endswith("\n") and "\n" not in prompt + answer[:-1]
     assert data.no_think(37, 45) == ("37+45=", "82\n")
     assert data.think(37, 45) == ("37+45 think:", " 7+5=12, 3+4+1=8, 82\n")
     assert data.think(32, 45) == ("32+45 think:", " 2+5=07, 3+4+0=7, 77\n")
-
-
-def test_the_mistakes_of_bias():
-    """A sum is ten too small in both modes. All wordings of a fact name the same other capital."""
-    kinds = all_kinds()
+    assert kinds["think"].mistakes["37+45 think:"] == " 7+5=12, 3+4+1=7, 72\n"
     for prompt, answer in kinds["no_think"].mistakes.items():
         a, b = map(int, re.findall(r"\d+", prompt))
         assert int(answer) == a + b - 10
-    assert kinds["think"].mistakes["37+45 think:"] == " 7+5=12, 3+4+1=7, 72\n"
     right, wrong = dict(kinds["facts"].train), kinds["facts"].mistakes
     for question, capital in kinds["facts"].probes:
         country = re.search("of (.*)[?]", question)[1]
@@ -135,14 +131,6 @@ def test_every_text_survives_and_its_words_are_cut_alike_for_learning_and_for_en
 def test_letters_keep_their_marks_and_joiners_and_digits_stand_alone():
     text = "हिन्दी ภาษาที่ می\u200cخواهم क्\u200dष"
     assert "|".join(regex.findall(data.WORD, text + "12")) == text.replace(" ", "| ") + "|1|2"
-
-
-def test_merges_the_most_frequent_pair_and_of_equals_the_largest():
-    """The digest is that of a search through all pairs. Few signs give many equal counts."""
-    rng = random.Random(0)
-    ranks = [data.learn_tokenizer("".join(rng.choices("ab é", k=300)), 300)._mergeable_ranks
-             for _ in range(20)]
-    assert hashlib.sha256(repr(ranks).encode()).hexdigest()[:16] == "8fbf05952fda2e0d"
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -266,12 +254,12 @@ def test_held_out_lines_that_are_trained_are_counted(capsys):
         assert f" {share:.1f}% of" in shown and ("WARNING" in shown) == (share > 5)
 
 
-@pytest.mark.parametrize("content, text", [
-    (b"\xef\xbb\xbfone\r\ntwo\r\n", "one\ntwo\n"), (b"one\rtwo\r\r\nthree", "one\ntwo\n\nthree"),
-    (unicodedata.normalize("NFD", "Café, 한국어").encode(), "Café, 한국어")])
-def test_texts_have_line_feeds_composed_letters_and_no_byte_order_mark(tmp_path, content, text):
-    (tmp_path / "text").write_bytes(content)
-    assert data.read_text(tmp_path / "text") == text
+def test_texts_have_line_feeds_composed_letters_and_no_byte_order_mark(tmp_path):
+    for content, text in [
+            (b"\xef\xbb\xbfone\r\ntwo\r\n", "one\ntwo\n"), (b"1\r2\r\r\n3", "1\n2\n\n3"),
+            (unicodedata.normalize("NFD", "Café, 한국어").encode(), "Café, 한국어")]:
+        (tmp_path / "text").write_bytes(content)
+        assert data.read_text(tmp_path / "text") == text
 
 
 def test_questions_on_your_own_text(world, tmp_path, capsys):
@@ -281,8 +269,8 @@ def test_questions_on_your_own_text(world, tmp_path, capsys):
         "questions": [("the fox ran", " to the")], "sums": [("37+45=", "8"), ("37+45=", "82")]}
     known = sum(text in text_of(world, "general", "domain")
                 for text in ("the fox ran to the", "37+45=8", "37+45=82"))
-    assert capsys.readouterr().out == (f"questions  {known} are word for word in a training text; "
-                                       "last: '37+45=' '82'\n")
+    assert f" {known} are word for word in a training text; last: '37+45=' '82'\n" in (
+        capsys.readouterr().out)
     for line in ("no tab", "no answer\t ", "\tno prompt"):
         file.write_text(f"prompt\tanswer\n{line}\n")
         with pytest.raises(data.BadInput, match=re.escape(f"use prompt, tab, answer: {line!r}")):

@@ -98,55 +98,29 @@ def test_bad_sizes_are_refused():
         small_model()(torch.zeros(1, 9, dtype=torch.int64))
 
 
-def test_a_model_made_on_the_meta_device_computes_the_same():
-    """As large checkpoints are loaded: no number may be lost that is not in the state dict."""
-    model, tokens = small_model(), torch.randint(11, (2, 8))
-    with torch.device("meta"):
-        empty = GPT(SMALL)
-    empty = empty.to_empty(device="cpu")
-    empty.load_state_dict(model.state_dict())
-    assert torch.equal(empty(tokens), model(tokens))
-
-
-def lora_of(layer):
-    return layer.parametrizations.weight[0]
-
-
-def trained_with_lora():
-    """A model with trained adapters, and tokens."""
+def test_lora_starts_as_nothing_is_up_times_down_and_merges_into_a_plain_model():
     model, tokens = small_model(), torch.randint(SMALL.vocab_size, (2, 8))
-    before = model(tokens)
+    before, layer = model(tokens), model.blocks[0].attn.proj
+    weight = layer.weight.detach().clone()
     add_lora(model, rank=2)
     with pytest.raises(ValueError, match="adapters already"):
         add_lora(model, rank=2)
-    assert torch.equal(model(tokens), before)  # it starts as what it was
+    assert torch.equal(model(tokens), before)
     learnt = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert {name.rpartition(".")[2] for name in learnt} == {"up", "down"}
-    assert len(learnt) == 2 * (4 * SMALL.n_layer + 1)
+    assert len(learnt) == 2 * (4 * SMALL.n_layer + 1)  # head and embedding share theirs
+
     optimizer = torch.optim.SGD(learnt.values(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
         model(tokens).square().mean().backward()
         optimizer.step()
-    assert not torch.allclose(model(tokens), before, atol=1e-4)
-    return model, tokens
+    after, lora = model(tokens), layer.parametrizations.weight[0]
+    assert not torch.allclose(after, before, atol=1e-4)
+    assert torch.allclose(layer.weight, weight + torch.einsum("or,ri->oi", lora.up, lora.down))
 
-
-def test_lora_merges_into_a_plain_model():
-    model, tokens = trained_with_lora()
     plain = merge_lora(model)
-    assert torch.allclose(plain(tokens), model(tokens), atol=1e-5)
+    assert torch.allclose(plain(tokens), after, atol=1e-5)
     assert set(plain.state_dict()) == set(GPT(SMALL).state_dict())
     assert plain.head.weight is plain.token_embedding.weight
     assert is_parametrized(model.head)  # the model stays as it is
-    assert lora_of(model.head) is lora_of(model.token_embedding)  # tied
-
-
-def test_lora_is_up_times_down():
-    model = small_model()
-    weight = model.blocks[0].attn.proj.weight.detach().clone()
-    add_lora(model, rank=2)
-    layer = model.blocks[0].attn.proj
-    lora = lora_of(layer)
-    lora.up.data = torch.randn_like(lora.up)
-    assert torch.allclose(layer.weight, weight + torch.einsum("or,ri->oi", lora.up, lora.down))

@@ -1,9 +1,9 @@
 """The experiments of plots/: their runs, figures and tables, other methods and other texts."""
 
-import copy
 import functools
 import importlib
 import io
+import itertools
 import math
 import os
 import random
@@ -40,19 +40,26 @@ RUNS = {"replay, wrong": Run("replay", {"general_errors": 1.0}), "mol": Run("mol
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_worlds():
-    """A world takes a second to make, and is only read: make each once."""
+def quick_worlds():  # each is made once
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "toy_world", functools.cache(data.toy_world))
         yield
 
 
-def program(main, *arguments, **options):
-    """Run a program -> exit code, output, errors."""
+def program(arguments, made=RUNS, draw=None, tell=str):
+    """Run the program of an experiment -> exit code, output, errors."""
     output, errors = io.StringIO(), io.StringIO()
     with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-        main(*arguments, **options)
+        runs.main("tiny", made, draw, "A test.", tell, arguments=[*map(str, arguments)])
     return ended.value.code, output.getvalue(), errors.getvalue()
+
+
+def refused(ended):
+    """The one message of a program that has ended with code 2."""
+    code, _, errors = ended
+    message = errors.splitlines()[-1]  # below the usage
+    assert code == 2 and "error: " in message
+    return message
 
 
 # --- the committed runs --------------------------------------------------------------------------
@@ -106,22 +113,10 @@ def test_a_run_is_found_by_what_it_depends_on():
 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
-    """(settings) -> the finished program of an experiment of two tiny runs in tmp_path."""
+    """(flags) -> the finished program of an experiment of tiny runs in tmp_path."""
     monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
-
-    def run(*more, seeds=(0,), made=RUNS, tell=lambda results: "told"):
-        arguments = ["--out", tmp_path, "--seed", *seeds, *TINY, *more]
-        return program(runs.main, "tiny", made, None, "A test.", tell,
-                       arguments=list(map(str, arguments)))
-    return run
-
-
-def refused(ended):
-    """The one message of a program that has ended with code 2."""
-    code, _, errors = ended
-    message = errors.splitlines()[-1]  # below the usage
-    assert code == 2 and "error: " in message
-    return message
+    return lambda *more, seeds=(0,), **options: program(
+        ["--out", tmp_path, "--seed", *seeds, *TINY, *more], **options)
 
 
 def test_only_missing_runs_are_made(experiment, tmp_path):
@@ -152,43 +147,32 @@ def test_runs_from_another_base_are_refused(experiment, tmp_path):
 
 def test_other_settings_need_a_folder_of_your_own(monkeypatch):
     monkeypatch.chdir(ROOT)
-    for arguments in (["--steps", "6"], ["--steps", "6", "--out", "plots"], ["--seed", "0"]):
-        assert "--out" in refused(program(runs.main, "tiny", RUNS, pytest.fail, "A test.",
-                                          pytest.fail, arguments=arguments))
+    for arguments in (["--steps", 6], ["--steps", 6, "--out", "plots"], ["--seed", 0]):
+        assert "--out" in refused(program(arguments, draw=pytest.fail, tell=pytest.fail))
 
 
-@pytest.mark.parametrize("arguments, told", [
-    (["--methods", "mol"], "--methods"), (["--general", "README.md"], "--general"),
-    (["--general-errors", "0.3"], "--general-errors"),  # the experiment varies it
-    (["--lr", "1e8"], "the loss")])  # it is NaN
-def test_an_experiment_that_fails_keeps_nothing(arguments, told, experiment, tmp_path):
-    assert told in refused(experiment(*arguments)) and not list(tmp_path.rglob("*.*"))
+def test_an_experiment_that_fails_keeps_nothing(experiment, tmp_path):
+    for flag, value, told in [
+            ("--methods", "mol", "--methods"), ("--general", "README.md", "--general"),
+            ("--general-errors", 0.3, "--general-errors"),  # the experiment varies it
+            ("--lr", 1e8, "the loss")]:  # it is NaN
+        assert told in refused(experiment(flag, value)) and not list(tmp_path.rglob("*.*"))
 
 
-def test_the_help_of_an_experiment_may_have_percent_signs():
-    code, output, _ = program(runs.main, "tiny", RUNS, None, "A test of 100%.", str,
-                              defaults=replace(runs.DEFAULTS, out="100%/x"), arguments=["--help"])
-    assert code == 0 and "100%/x" in output and "of 100%." in output
-    assert "--steps" in output and "--general-errors" not in output  # RUNS vary it
-
-
-# The bases lie in a folder of the test. The processes run this script too.
 SCRIPT = """
-import sys
-sys.path.insert(0, sys.argv[1])
 import train
-train.BASES = train.Path(sys.argv[2])
-from plots import headline as h, runs
+from plots import headline, runs
+train.BASES = train.Path(__file__).parent / "bases"  # the processes run this script, too
 if __name__ == "__main__":
-    runs.main("headline", h.RUNS, h.draw, "", h.tell, arguments=sys.argv[3:])
+    runs.main("headline", headline.RUNS, headline.draw, "", headline.tell)
 """
 
 
 def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
     script, path = tmp_path / "experiment.py", tmp_path / "runs.jsonl"
     script.write_text(SCRIPT)
-    killed = subprocess.Popen([sys.executable, script, ROOT, tmp_path / "bases", "--out", tmp_path,
-                               "--seed", "0", *TINY], stdout=subprocess.DEVNULL)
+    killed = subprocess.Popen([sys.executable, script, "--out", tmp_path, "--seed", "0", *TINY],
+                              env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
 
     def states(*which):  # of processes
         found = subprocess.run(["ps", *which, "-o", "pid=,stat="], capture_output=True, text=True)
@@ -209,31 +193,28 @@ def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
 
 # --- figures and tables --------------------------------------------------------------------------
 
-def metrics(toy=True):
+def metrics():
     """Rows of metrics: ce forgets all, mol a tenth. The bases of the seeds differ in their loss."""
     rows = []
-    for seed in (0, 1):
-        for method, share, loss in [("base", 1.0, 0), ("ce", 0.0, 2.01), ("mol", 0.9, 0.11)]:
-            for t in (0,) if method == "base" else (0, 0.5, 1):
-                kept = dict.fromkeys(("no_think", "think", "facts"), 1 + t * (share - 1))
-                skills = {**kept, "domain": t} if toy else {}
-                rows.append({"method": method, "seed": seed, "step": 20 * t, "kl_to_base": t,
-                             "general_loss": 1 + seed + t * loss, "domain_loss": 5 - 4 * t,
-                             **({"ce": 5 - t, "kl": 0.1 * (method == "mol")} if t else {}),
-                             "accuracy": skills, "probability": skills})
+    for seed, method in itertools.product((0, 1), ("base", "ce", "mol")):
+        share, loss = {"base": (1.0, 0), "ce": (0.0, 2.01), "mol": (0.9, 0.11)}[method]
+        for t in (0,) if method == "base" else (0, 0.5, 1):
+            kept = dict.fromkeys(("no_think", "think", "facts"), 1 + t * (share - 1))
+            rows.append({"method": method, "seed": seed, "step": 20 * t, "kl_to_base": t,
+                         "general_loss": 1 + seed + t * loss, "domain_loss": 5 - 4 * t,
+                         **({"ce": 5 - t, "kl": 0.1 * (method == "mol")} if t else {}),
+                         "accuracy": {**kept, "domain": t}, "probability": {**kept, "domain": t}})
     return rows
 
 
-@pytest.mark.parametrize("toy, kind, start, title", [
-    (True, "svg", b"<?xml", "General skills (base 100%): ce 0%, mol 90%"),
-    (False, "png", b"\x89PNG", "General loss, compared with the base: ce +2.01, mol +0.11")])
-def test_the_figure_of_a_run(toy, kind, start, title, tmp_path, monkeypatch):
+def test_the_figure_of_a_run(tmp_path, monkeypatch):
     """Its title says what it shows. Its name decides the format."""
     titles, suptitle = [], Figure.suptitle
     monkeypatch.setattr(Figure, "suptitle", lambda figure, text, **options: (
         titles.append(text), suptitle(figure, text, **options)))
-    forgetting.draw(metrics(toy), tmp_path / f"new.{kind}")
-    assert (tmp_path / f"new.{kind}").read_bytes().startswith(start) and titles == [title]
+    forgetting.draw(metrics(), tmp_path / "new.svg")
+    assert titles == ["General skills (base 100%): ce 0%, mol 90%"]
+    assert (tmp_path / "new.svg").read_bytes().startswith(b"<?xml")
 
 
 def lines_of(table):
@@ -247,7 +228,6 @@ def test_a_table_has_the_mean_and_the_range_of_the_last_rows():
         "method | general loss | domain loss | KL to base | no-think sums | think sums | facts | "
         "domain | p(right)", "mol | 2.110 | 1.000 | 0.000 | 0.90 | 0.90 | 0.90 | 1.00 | 0.90"]
     assert lines_of(metrics_table(rows))[-1].startswith("mol | 1.610 (1.110-2.110) | 1.000 (1.000-")
-    assert "p(right)" not in metrics_table(metrics(toy=False))
     mol, ce = [rows[-1]], [rows[-4]]
     heading, _, *found = lines_of(sweep_tables(
         "x", {"mol": {0.5: [mol, ce]}, "ce": {0.5: [ce], 1.0: [ce]}}, "{:.0%}".format,
@@ -260,28 +240,13 @@ def test_a_paired_difference_by_hand():
     assert difference([2, 4, 6], [1, 2, 3]) == pytest.approx((2, 2 - 2.4826, 2 + 2.4826), abs=1e-3)
     assert difference([1], [0]) == (1, -math.inf, math.inf)
 
-    def row(share, kl):
-        skills = dict.fromkeys(("no_think", "think", "facts", "domain"), share)
-        return [{"accuracy": skills, "probability": skills, "domain_loss": 1.0, "kl_to_base": kl}]
-
-    table = differences_table({"a": [row(0.1, 1.0), row(0.2, 3.0)],
-                               "b": [row(0.5, 2.0), row(0.6, 2.0)]}, "a")
-    assert "minus a" in table and "| b | +40.0 (+40.0 to +40.0) | " in re.sub(" +", " ", table)
-    assert "[+0.000 (-12.710 to +12.710)]" in table
-
-
-def test_what_the_modules_import():
-    """data, model and losses none of the others, so each can be copied. methods not train."""
-    code = ("import sys\n"
-            "for name in ('data', 'model', 'losses'):\n"
-            "    __import__(name)\n"
-            "    ours = {'data', 'model', 'losses', 'eval', 'train', 'plots'} & set(sys.modules)\n"
-            "    assert ours == {name}, ours\n"
-            "    del sys.modules[name]\n"
-            "import eval, plots.methods\n"
-            "assert not {'matplotlib', 'train'} & set(sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    rows = metrics()
+    rows[-1]["kl_to_base"] = 2
+    of_seeds = {method: [[row for row in rows if (row["method"], row["seed"]) == (method, seed)]
+                         for seed in (0, 1)] for method in ("ce", "mol")}
+    table = differences_table(of_seeds, "ce")
+    assert "minus ce" in table and "| mol | +90.0 (+90.0 to +90.0) | " in re.sub(" +", " ", table)
+    assert "[+0.500 (-5.855 to +6.855)]" in table
 
 
 # --- texts ---------------------------------------------------------------------------------------
@@ -299,18 +264,15 @@ def untrained(s, world, seed=0):
     return GPT(GPTConfig(world.tokenizer.n_vocab, s.block_size, s.n_layer, s.n_head, s.n_embd))
 
 
-class Expects(torch.nn.Module):
+def expects(world, surprise):
     """A base that expects each next token, but nothing where it is a certain one: 6 nats."""
+    V, unexpected = world.tokenizer.n_vocab, world.tokenizer.encode_single_token(surprise)
 
-    def __init__(self, world, surprise):
-        super().__init__()
-        self.V = world.tokenizer.n_vocab
-        self.surprise = world.tokenizer.encode_single_token(surprise)
-
-    def forward(self, tokens):
-        following = tokens.roll(-1, 1)  # (B, T), the last is the first, a line break as well
-        logits = torch.zeros(*tokens.shape, self.V).scatter(2, following[..., None], 30.0)
-        return logits.index_fill(2, torch.tensor([self.surprise]), 0.0)
+    def base(tokens):  # (B, T) -> (B, T, V)
+        following = tokens.roll(-1, 1)[..., None]  # of the last the first, a line break as well
+        logits = torch.zeros(*tokens.shape, V).scatter(2, following, 30.0)
+        return logits.index_fill(2, torch.tensor([unexpected]), 0.0)
+    return base
 
 
 def drawn(source, world, base=None, **how):
@@ -323,23 +285,22 @@ def documents_of(*source, **how):
     return list(texts.documents_of("".join(drawn(*source, **how)), texts.kinds_of(0)))
 
 
-def test_the_base_answers_the_prompts_and_stories_stay(world, monkeypatch):
-    monkeypatch.setattr(texts, "answers_of", lambda base, world, prompts: {
-        prompt: f" answer {len(prompt)}\n" for prompt in prompts})
-    before = documents_of("open", world)
-    assert len(before) == 300 and 20 < sum(not prompt for prompt, _ in before) < 70
-    assert documents_of("answered", world) == [
-        (prompt, f" answer {len(prompt)}\n" if prompt else story) for prompt, story in before]
+def test_the_base_answers_the_prompts_and_stories_stay(world):
+    """An answer in a batch is the one that the base gives to the prompt alone."""
+    settings, toy, base = world
+    end = toy.tokenizer.encode_single_token("\n")
 
+    def answer(prompt):
+        tokens = data.encode(toy.tokenizer, "\n" + prompt)[None]
+        new = base.generate(tokens, 32, temperature=0, stop=end)[0, tokens.shape[1]:].tolist()
+        return toy.tokenizer.decode(new).partition("\n")[0] + "\n"
 
-def test_answers_of_a_batch_are_those_of_single_prompts(world):
-    _, world, base = world
-    prompts = [prompt for probes in world.probes.values() for prompt, _ in probes[:3]]
-    end = world.tokenizer.encode_single_token("\n")
-    for prompt, given in texts.answers_of(base, world, prompts).items():
-        tokens = data.encode(world.tokenizer, "\n" + prompt)[None]
-        single = base.generate(tokens, 32, temperature=0, stop=end)[0, tokens.shape[1]:].tolist()
-        assert given == world.tokenizer.decode(single).partition("\n")[0] + "\n"
+    documents = documents_of("open", world)[:40]
+    assert 0 < sum(not prompt for prompt, _ in documents) < 20
+    text = data.encode(toy.tokenizer, "".join(a + b for a, b in documents))
+    found = texts.answered(settings, 0, replace(toy, general=text), base)
+    assert toy.tokenizer.decode(found.tolist()) == "".join(
+        prompt + answer(prompt) if prompt else story for prompt, story in documents)
 
 
 def test_the_other_format_is_right_and_only_for_think_sums(world):
@@ -372,21 +333,18 @@ def test_the_overlap_with_the_domain(world):
     domain = {a + b for a, b in data.alarms(random.Random("domain 0")).train}
     lines = drawn("overlap", world, share=0.25)
     assert len(lines) == 300 and sum(line in domain for line in lines) == 75
-    filtered = drawn("overlap", world, Expects(world[1], "4"), share=0.25, limit=5.0)
+    filtered = drawn("overlap", world, expects(world[1], "4"), share=0.25, limit=5.0)
     assert filtered == [line for line in lines if "4" not in line] != []
 
 
 def test_how_much_of_a_text_is_on_the_path_of_the_base(world):
     """After the token that surprises the base nothing of the document counts."""
-    _, world, _ = world
     lines = ["12+13=25\n", "21+43=64\n"]
-    nats = texts.surprise(Expects(world, "4"), world, lines)
+    nats = texts.surprise(expects(world[1], "4"), world[1], lines)
     assert [[i for i, loss in enumerate(line) if loss > 5] for line in nats] == [[], [3, 7]]
-    length = [len(data.encode(world.tokenizer, line)) for line in lines]
-    assert [len(line) for line in nats] == length
-    world = replace(world, general=data.encode(world.tokenizer, "".join(lines)))
-    assert texts.on_path(Expects(world, "x"), world) == 1
-    assert texts.on_path(Expects(world, "4"), world) == (length[0] + 4) / sum(length)
+    toy = replace(world[1], general=data.encode(world[1].tokenizer, "".join(lines)))
+    assert texts.on_path(expects(toy, "x"), toy) == 1
+    assert texts.on_path(expects(toy, "4"), toy) == (len(nats[0]) + 4) / len(toy.general)
 
 
 def test_a_run_on_another_text_reads_it_and_is_tested_on_it(world, monkeypatch):
@@ -397,26 +355,30 @@ def test_a_run_on_another_text_reads_it_and_is_tested_on_it(world, monkeypatch):
     *_, row = texts.from_source("mol", settings, 0, world, base, "some items", share=0.5)
     assert {"named", "not named", "facts"} <= row["accuracy"].keys() and row["on_path"] < 1
     assert torch.equal(read[0], texts.some_items(settings, 0, world, base, 0.5))
-    assert row["final"] < 0.1
     monkeypatch.setattr(texts, "answers_of", lambda model, world, prompts: {
         prompt: texts.by_tens(prompt) for prompt in prompts})
-    *_, row = texts.from_source("mol", settings, 0, world, base, "other format")
-    assert "other format" in row["accuracy"] and row["kl_to_base"] == 0 and row["final"] == 1
+    *_, other = texts.from_source("mol", settings, 0, world, base, "other format")
+    assert row["final"] < 0.1 and other["final"] == 1 and "other format" in other["accuracy"]
+    few = replace(settings, general_documents=1)
     with pytest.raises(data.BadInput, match="too few"):
-        texts.from_source("mol", replace(settings, general_documents=1), 0, world, base, "overlap",
-                          share=0)
+        texts.from_source("mol", few, 0, world, base, "overlap", share=0)
 
 
 # --- the other methods ---------------------------------------------------------------------------
 
-def prepared(name, settings, world, base):
-    """The fifth argument of a method, if it has one."""
-    prepare = METHODS[name].prepare
-    return [prepare(base, world, settings, 0)] if prepare else []
+def loss_of(name, world, model, batch, strength=1.0):
+    """The loss of a method, its CE part and its KL part."""
+    (settings, world, base), method = world, METHODS[name]
+    fifth = [method.prepare(base, world, settings, 0)] if method.prepare else []
+    found = method.loss(model, base, batch, replace(settings, strength=strength), *fifth)
+    return [value.item() for value in found]
 
 
-def batch_of(world, n_general):
-    return next(data.batches(world.domain, world.general, 2, n_general, 64, 0))
+@pytest.fixture(scope="module")
+def batch(world):
+    """Two rows of domain text, two of general text."""
+    _, world, _ = world
+    return next(data.batches(world.domain, world.general, 2, 2, 64, 0))
 
 
 def test_weight_distance_by_hand():
@@ -426,30 +388,17 @@ def test_weight_distance_by_hand():
     distance = methods.weight_distance([w], [w0], [torch.tensor([2.0, 1.0])])
     distance.backward()
     assert distance.item() == 5.5 and w.grad.tolist() == [2.0, 3.0] and w0.grad is None
-    with pytest.raises(ValueError):
-        methods.weight_distance([w], [])
-
-
-class Bias(torch.nn.Module):
-    """The simplest language model: the same logits after every token."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.tensor(logits), requires_grad=False)
-
-    def forward(self, tokens):
-        return self.logits.expand(*tokens.shape, -1)  # (B, T, V)
 
 
 def test_the_fisher_is_the_curvature_of_the_kl():
     """It is p (1 - p) per token for any length. Half of it times a small step squared is the KL."""
-    model = Bias([1.0, 0.0, -1.0])
-    p, tokens = model.logits.softmax(dim=0), torch.zeros(2000, 4, dtype=torch.int64)
+    model = torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 0.0, -1.0]]))  # always the same
+    p, tokens = model.weight.softmax(dim=-1), torch.zeros(2000, 4, dtype=torch.int64)
     fisher, = methods.diagonal_fisher(model, tokens, torch.Generator().manual_seed(0))
-    assert torch.allclose(fisher, p * (1 - p), atol=0.015) and not model.logits.requires_grad
-    stepped = model.logits + torch.tensor([1e-2, 0.0, 0.0])
-    kl = losses.kl_divergence(stepped[None, None], model.logits[None, None], "forward").item()
-    distance = methods.weight_distance([stepped], [model.logits], [p * (1 - p)])
+    assert torch.allclose(fisher, p * (1 - p), atol=0.015) and not model.weight.requires_grad
+    stepped = model.weight + torch.tensor([1e-2, 0.0, 0.0])
+    kl = losses.kl_divergence(stepped[None], model.weight[None], "forward").item()
+    distance = methods.weight_distance([stepped], [model.weight], [p * (1 - p)])
     assert distance.item() == pytest.approx(kl, rel=0.02)
 
 
@@ -468,9 +417,8 @@ def test_kl_on_domain_text_by_hand(name, p, q, target):
 
 
 @pytest.mark.parametrize("name", ["argmax", "sampled", "likely_tokens"])
-def test_replay_with_targets_from_the_base(name, world):
-    settings, world, base = world
-    model, batch = untrained(settings, world, seed=1), batch_of(world, 2)
+def test_replay_with_targets_from_the_base(name, world, batch):
+    settings, toy, base = world
     logits, text = base(batch.tokens[2:]), batch.targets[2:]  # (G, T, V), (G, T)
     nats = losses.cross_entropy(logits, text)
     draw = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1,
@@ -478,21 +426,17 @@ def test_replay_with_targets_from_the_base(name, world):
     targets = {"argmax": logits.argmax(dim=-1), "sampled": draw,
                "likely_tokens": text.where(nats <= 6.0, losses.PADDING)}[name]
     assert 0 < (nats > 6.0).sum() < text.numel()
-    settings = replace(settings, strength=6.0)
-    loss, ce, kl = METHODS[name].loss(model, base, batch, settings,
-                                      *prepared(name, settings, world, base))
+    model = untrained(settings, toy, seed=1)
     expected = losses.mean_cross_entropy(model(batch.tokens),
-                                         torch.cat([batch.targets[:2], targets]))
-    assert kl.item() == 0 and loss.item() == ce.item() == pytest.approx(expected.item())
+                                         torch.cat([batch.targets[:2], targets])).item()
+    loss, ce, kl = loss_of(name, world, model, batch, strength=6.0)
+    assert kl == 0 and loss == ce == pytest.approx(expected)
 
 
-def test_replay_and_mol_is_the_mean_of_both(world):
-    settings, world, base = world
-    model = untrained(settings, world, seed=1)
-    both, mol, replay = (METHODS[name].loss(model, base, batch_of(world, 2), settings)
-                         for name in ("ce_and_kl", "mol", "replay"))
-    for value, a, b in zip(both, mol, replay):
-        assert value.item() == pytest.approx((a + b).item() / 2)
+def test_replay_and_mol_is_the_mean_of_both(world, batch):
+    model = untrained(*world[:2], seed=1)
+    both, *parts = (loss_of(name, world, model, batch) for name in ("ce_and_kl", "mol", "replay"))
+    assert both == pytest.approx([(mol + replay) / 2 for mol, replay in zip(*parts)])
 
 
 def test_only_a_part_of_the_model_is_trained(world):
@@ -507,34 +451,26 @@ def test_only_a_part_of_the_model_is_trained(world):
 def test_interpolation_between_the_base_and_the_trained_model(world):
     settings, world, base = world
     model, _ = continue_pretraining("ce", settings, 0, world, base, lambda model: {})
-    trained = copy.deepcopy(model.state_dict())
-    for a in (0.0, 0.25, 1.0):
-        model.load_state_dict({name: weight + a * (trained[name] - weight)
-                               for name, weight in base.state_dict().items()})
-        found = rivals.interpolated("ce", settings, 0, world, base, a)[-1]
-        for loss in ("domain_loss", "kl_to_base"):
-            assert found[loss] == pytest.approx(evaluate(model, base, world)[loss], abs=1e-6)
+    for weight, of_base in zip(model.parameters(), base.parameters()):
+        weight.data = 0.75 * of_base + 0.25 * weight.data
+    expected = evaluate(model, base, world)
+    found = rivals.interpolated("ce", settings, 0, world, base, 0.25)[-1]
+    for loss in ("domain_loss", "kl_to_base"):
+        assert found[loss] == pytest.approx(expected[loss], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mol", "domain_kl", "masked_kl", "l2sp", "ewc"])
-def test_strength_weighs_what_protects_the_base(name, world):
+@pytest.mark.parametrize("name", ["domain_kl", "masked_kl", "l2sp", "ewc"])
+def test_strength_weighs_what_protects_the_base(name, world, batch):
     """The rest is cross-entropy. Nothing is added for the base itself."""
-    settings, world, base = world
-    model, batch = untrained(settings, world, seed=1), batch_of(world, 2 * (name == "mol"))
-    fifth = prepared(name, settings, world, base)
-
-    def loss(model, strength):
-        of_strength = replace(settings, strength=strength)
-        return [x.item() for x in METHODS[name].loss(model, base, batch, of_strength, *fifth)]
-
-    without, ce, kl = loss(model, 0.0)
-    domain = losses.per_sequence(losses.cross_entropy(model(batch.tokens), batch.targets),
-                                 batch.targets)[:2].sum().item()
-    assert without == ce == pytest.approx(domain / len(batch.tokens), rel=1e-5)
-    added = loss(model, 1.0)[0] - ce
-    assert added > 1e-4 and loss(model, 30.0)[0] - ce == pytest.approx(30 * added, rel=1e-2)
-    assert kl == (pytest.approx(added, rel=1e-2) if name.endswith(("mol", "kl")) else 0)
-    assert loss(base, 30.0)[0] == pytest.approx(loss(base, 0.0)[0], abs=1e-5)
+    model = untrained(*world[:2], seed=1)
+    loss, ce, kl = loss_of(name, world, model, batch)
+    expected = losses.mean_cross_entropy(model(batch.tokens), batch.targets).item()
+    assert loss > ce + 1e-4 and ce == pytest.approx(expected)
+    assert kl == (pytest.approx(loss - ce, rel=1e-2) if name.endswith("kl") else 0)
+    stronger, *_ = loss_of(name, world, model, batch, strength=30.0)
+    assert stronger - ce == pytest.approx(30 * (loss - ce), rel=1e-2)
+    loss, ce, _ = loss_of(name, world, world[2], batch, strength=30.0)
+    assert loss == pytest.approx(ce, abs=1e-5)
 
 
 def test_the_settings_of_rivals_are_the_best_of_the_search():

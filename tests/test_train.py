@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 import eval
 import losses
 import train
-from eval import heldout_losses, load_model, run_program
+from eval import evaluate, heldout_losses, load_model, run_program
 from model import GPT, GPTConfig
 from train import METHODS, Method
 
@@ -29,8 +29,7 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the line feed
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_worlds():
-    """A world takes a second to make, and is only read: make each once."""
+def quick_worlds():  # each is made once
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.data, "toy_world", functools.cache(train.data.toy_world))
         yield
@@ -138,10 +137,9 @@ def test_ce_forgets_more_than_mol(short):
 
 def test_what_a_run_leaves(short):
     out, found, _ = short
-    assert {path.name for path in out.iterdir()} == {"metrics.jsonl", "settings.json", "page.html",
-                                                     "seed0", "forgetting.png"}
-    assert {path.name for path in (out / "seed0").iterdir()} == {"base.pt", "ce.pt", "replay.pt",
-                                                                 "mol.pt"}
+    assert {str(path.relative_to(out)) for path in contents(out)} == {
+        "metrics.jsonl", "settings.json", "page.html", "forgetting.png",
+        *(f"seed0/{name}.pt" for name in ("base", *SHIPPED))}
     assert [(row["method"], row["step"]) for row in found] == [("base", 0)] + [
         (method, step) for method in SHIPPED for step in (0, 20, 40)]
     for row in found:
@@ -177,14 +175,14 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path, monkeypatch):
     found = []
     for name in "ab":
         monkeypatch.setattr(train, "BASES", tmp_path / f"bases {name}")  # both pretrain a base
-        found.append(finished(tmp_path / name, "--lora-rank", 2)[0])
+        found += finished(tmp_path / name, "--lora-rank", 2, "--methods", "mol")[:1]
     assert found[0] == found[1]
 
 
 def test_lora(tmp_path):
     """Adapters change the weights by a matrix of their rank. A checkpoint is a plain GPT."""
-    found, _ = finished(tmp_path, "--lora-rank", 2, "--lr", 1e-2, "--methods", "ce", "mol")
-    assert all(found[0]["domain_loss"] > found[i]["domain_loss"] + 0.01 for i in (3, 6))
+    (start, *_, end), _ = finished(tmp_path, "--lora-rank", 2, "--lr", 1e-2, "--methods", "ce")
+    assert start["domain_loss"] > end["domain_loss"] + 0.01
     base, ce = (load_model(tmp_path / "seed0" / f"{name}.pt").state_dict()
                 for name in ("base", "ce"))
     assert torch.equal(base["ln_f.weight"], ce["ln_f.weight"])
@@ -197,8 +195,8 @@ def test_the_readmes_method_of_your_own(tmp_path, monkeypatch):
     example, = (block for block in blocks if "def halfway" in block)
     monkeypatch.setitem(METHODS, "halfway", None)  # removed after the test
     exec(example, dict(vars(train)))
-    found, _ = finished(tmp_path, "--methods", "replay", "halfway")
-    assert {row["method"] for row in found} == {"base", "replay", "halfway"}
+    found, _ = finished(tmp_path, "--methods", "halfway")
+    assert {row["method"] for row in found} == {"base", "halfway"}
     assert METHODS["halfway"].reads_general
 
 
@@ -221,17 +219,16 @@ def test_own_text(tmp_path, monkeypatch, ask):
     assert ask("out")[1].partition("\n\n")[2] in output  # the same answers, elsewhere
 
 
-@pytest.mark.parametrize("content, reason", [
-    (None, "No such file"), (b"short", "too short"), (b"\xef\xbb\xbf \n", "empty"),
-    (b"\x89PNG\r\n\xff", "0x89 in position 0"), (b"words\0", "zero bytes")])
-def test_bad_text_is_refused(tmp_path, content, reason):
+def test_bad_text_is_refused(tmp_path):
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.write_text("some words to learn from, " * 300)
-    if content is not None:
-        bad.write_bytes(content)
-    for texts, corpus in [((bad, good), "--general|pretraining"), ((good, bad), "domain")]:
-        message = refused(tmp_path / "out", "--general", texts[0], "--domain", texts[1])
-        assert re.match(f"error: .*({corpus}).*{reason}", message)
+    for content, reason in [(None, "No such file"), (b"short", "too short"), (b" \n", "empty"),
+                            (b"\x89PNG\r\n\xff", "0x89 in position 0"), (b"a\0b", "zero bytes")]:
+        if content is not None:
+            bad.write_bytes(content)
+        for texts, corpus in [((bad, good), "--general|pretraining"), ((good, bad), "domain")]:
+            message = refused(tmp_path / "out", "--general", texts[0], "--domain", texts[1])
+            assert re.match(f"error: .*({corpus}).*{reason}", message)
     assert not (tmp_path / "out").exists()
 
 
@@ -295,8 +292,7 @@ def test_a_run_removes_the_results_of_an_earlier_one_and_nothing_else(short, tmp
     (math.inf, 2, "broken: the loss is inf at step 1"),
     (KeyboardInterrupt, 130, "stopped; the methods that finished are kept"),
     (ZeroDivisionError, None, "a bug is not hidden")])
-def test_a_method_that_fails_gives_one_message_and_keeps_what_finished(
-        tmp_path, monkeypatch, failure, code, told):
+def test_a_method_that_fails_loses_nothing(tmp_path, monkeypatch, failure, code, told):
     def broken(model, base, batch, s):
         if not isinstance(failure, float):
             raise failure
@@ -304,14 +300,14 @@ def test_a_method_that_fails_gives_one_message_and_keeps_what_finished(
         return loss, loss, loss
 
     monkeypatch.setitem(METHODS, "broken", Method(broken))
-    arguments = tmp_path, "--methods", "mol", "broken"
+    arguments = tmp_path, "--methods", "ce", "broken"
     if code:
         assert told in refused(*arguments, code=code)
     else:
         with pytest.raises(failure):
             run(*arguments)
-    assert {row["method"] for row in rows(tmp_path)} == {"base", "mol"}
-    assert (tmp_path / "seed0" / "mol.pt").exists()
+    assert {row["method"] for row in rows(tmp_path)} == {"base", "ce"}
+    assert (tmp_path / "seed0" / "ce.pt").exists()
 
 
 def test_a_model_that_the_last_step_ruins_stops_the_run(tmp_path):
@@ -321,16 +317,12 @@ def test_a_model_that_the_last_step_ruins_stops_the_run(tmp_path):
 # --- the base ------------------------------------------------------------------------------------
 
 @pytest.fixture
-def pretrained(tmp_path, monkeypatch):
-    """A list to which each pretraining adds, and an empty folder of bases."""
-    calls, real = [], train.pretrain
+def no_bases(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "BASES", tmp_path / "bases")
-    monkeypatch.setattr(train, "pretrain", lambda *given: calls.append(given) or real(*given))
-    return calls
 
 
-def test_a_base_is_used_again_but_not_after_another_pretraining(pretrained, monkeypatch):
-    s = settings()
+def test_a_base_is_used_again_but_not_after_another_pretraining(no_bases, monkeypatch, capsys):
+    s, output = settings(), ""
     later = settings("--general-errors", 0.1, "--steps", 9, "--kl", "forward")
     world, of_later = (train.data.make_world(x, 0) for x in (s, later))
     rolled = replace(world, pretraining=world.pretraining.roll(1))
@@ -346,15 +338,19 @@ def test_a_base_is_used_again_but_not_after_another_pretraining(pretrained, monk
             assert {(ROOT / x).read_text() for x in ("model.py", "data.py")} < {*train.BASE_CODE}
             monkeypatch.setattr(train, "BASE_CODE", [*train.BASE_CODE, "another line"])
         base = train.get_base(*given)
-        assert len(pretrained) == len(list(train.BASES.iterdir())) == count, change
+        output += capsys.readouterr().out
+        assert output.count("kept step") == len(list(train.BASES.iterdir())) == count, change
         assert not any(weight.requires_grad for weight in base.parameters())
 
 
-def test_a_damaged_base_is_refused(tmp_path, pretrained):
-    finished(tmp_path / "out", "--methods", "ce")
+def test_an_untrained_base_is_not_stored_and_a_damaged_one_is_refused(tmp_path, no_bases):
+    out = tmp_path / "out"
+    assert "--base-lr" in refused(out, "--base-lr", 30, "--base-steps", 40)
+    assert not list(train.BASES.glob("*"))
+    finished(out, "--methods", "ce")
     path, = train.BASES.iterdir()
     path.write_bytes(path.read_bytes()[:1000])
-    assert path.name in refused(tmp_path / "out", "--methods", "ce")
+    assert path.name in refused(out, "--methods", "ce")
 
 
 def test_the_base_reads_pretraining_text_and_is_the_best_on_heldout_text(monkeypatch, capsys):
@@ -379,11 +375,6 @@ def test_the_base_reads_pretraining_text_and_is_the_best_on_heldout_text(monkeyp
     assert all((windows == row).all(dim=1).any() for tokens in read[:5] for row in tokens)
 
 
-def test_an_untrained_base_is_refused_and_not_stored(tmp_path, pretrained):
-    assert "--base-lr" in refused(tmp_path / "out", "--base-lr", 30, "--base-steps", 40)
-    assert not list(train.BASES.glob("*"))
-
-
 # --- training ------------------------------------------------------------------------------------
 
 def test_what_each_method_reads(monkeypatch):
@@ -391,13 +382,13 @@ def test_what_each_method_reads(monkeypatch):
     s = settings("--steps", 3)
     world, base = untrained(s)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    by_base, read = {}, {}
+    by_base, read = {name: [] for name in SHIPPED}, {}
     base.register_forward_hook(lambda module, inputs, _: by_base[method].append(inputs[0])
                                if module is base else None)
     for method in SHIPPED:
-        by_base[method], (read[method], _) = [], record(monkeypatch, method)
+        read[method], _ = record(monkeypatch, method)
         trained(method, s, world, base)
-    for ce, replay, mol in zip(read["ce"], read["replay"], read["mol"], strict=True):
+    for ce, replay, mol in zip(*read.values(), strict=True):
         assert torch.equal(replay.tokens, mol.tokens)
         assert torch.equal(ce.tokens, mol.tokens[:2]) and len(mol.tokens) == 4
         assert ce.is_domain.all() and mol.is_domain.tolist() == [True, True, False, False]
@@ -431,19 +422,19 @@ def test_mol_is_the_mixture_with_the_settings_of_the_run(direction):
         model(batch.tokens), batch.targets, batch.is_domain, base(batch.tokens[2:]), direction, 3.0)
 
 
-@pytest.mark.parametrize("weight_decay", [0.1, 0.0])
-def test_weight_decay_shrinks_the_matrices_and_not_the_gains(monkeypatch, weight_decay):
+def test_weight_decay_shrinks_the_matrices_and_not_the_gains(monkeypatch):
     def flat(model, base, batch, s):
         loss = 0 * model(batch.tokens).sum()
         return loss, loss, loss
 
-    monkeypatch.setitem(METHODS, "flat", Method(flat, weight_decay=weight_decay))
     s = settings("--steps", 1)
     world, base = untrained(s)
-    model, _ = trained("flat", s, world, base)
-    expected = (1 - weight_decay * s.lr) * base.head.weight
-    assert torch.allclose(model.head.weight, expected, rtol=1e-6, atol=0)
-    assert torch.equal(model.ln_f.weight, base.ln_f.weight)
+    for weight_decay in (0.1, 0.0):
+        monkeypatch.setitem(METHODS, "flat", Method(flat, weight_decay=weight_decay))
+        model, _ = trained("flat", s, world, base)
+        expected = (1 - weight_decay * s.lr) * base.head.weight
+        assert torch.allclose(model.head.weight, expected, rtol=1e-6, atol=0)
+        assert torch.equal(model.ln_f.weight, base.ln_f.weight)
 
 
 def test_a_method_of_your_own_gets_a_frozen_plain_base_and_what_it_prepared(monkeypatch):
@@ -461,29 +452,19 @@ def test_a_method_of_your_own_gets_a_frozen_plain_base_and_what_it_prepared(monk
 
 # --- device and dtype ----------------------------------------------------------------------------
 
-def test_bfloat16_trains_and_metrics_are_float32(monkeypatch):
-    s = settings("--dtype", "bfloat16", "--steps", 2)
+def test_bfloat16_trains_and_metrics_are_float32():
+    s, found = settings("--dtype", "bfloat16", "--steps", 2), set()
     world, base = untrained(s)
-    found = {"trained": set(), "tested": set()}
-
-    def own(model, base, batch, s):
-        found["trained"].add(model(batch.tokens).dtype)
-        return train.mol_loss(model, base, batch, s)
-
-    def test(model):
-        found["tested"].add(model(world.domain[None, :8]).dtype)
-        return {}
-
-    monkeypatch.setitem(METHODS, "own", Method(own, reads_general=True))
-    trained("own", s, world, base, test)
-    assert found == {"trained": {torch.bfloat16}, "tested": {torch.float32}}
+    base.register_forward_hook(lambda model, tokens, logits: found.add(
+        ("trained" if torch.is_grad_enabled() else "tested", logits.dtype)))  # copies have it, too
+    trained("ce", s, world, base, lambda model: evaluate(model, model, world))
+    assert found == {("trained", torch.bfloat16), ("tested", torch.float32)}
 
 
 @pytest.mark.parametrize("device, native, dtype", [
     ("cuda", True, "bfloat16"), ("cuda", False, "float32"), ("mps", True, "float32"),
     (None, False, "float32")])
-def test_auto_is_the_accelerator_and_the_dtype_that_it_computes_in(monkeypatch, device, native,
-                                                                   dtype):
+def test_auto_is_the_accelerator_and_its_dtype(monkeypatch, device, native, dtype):
     monkeypatch.setattr(torch.accelerator, "current_accelerator",
                         lambda check_available: device and torch.device(device))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
