@@ -129,11 +129,15 @@ def measure(which, vocab_size, count):
     """Print the MB that a loss takes above the start of this process, its seconds and its value."""
     large_vocabulary(which, 1000, 64)().backward()  # warms up
     loss = large_vocabulary(which, vocab_size, count)
-    start, values = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []  # in kB
-    began = time.process_time()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    start, began, values = resident("VmRSS"), time.process_time(), []
     taken = seconds(lambda: (values.append(loss()), values[0].backward()))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024, taken,
-          time.process_time() - began, values[0].item())
+    print(resident("VmHWM") - start, taken, time.process_time() - began, values[0].item())
+
+
+def resident(which):
+    """MB of this process: VmRSS now, VmHWM at the peak."""
+    return int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def memory(rounds=3):
@@ -163,9 +167,6 @@ def measure_real(label):
     """Print the MB of a training: weights, gradients, Adam, activations and the base of mol."""
     from plots.huggingface import real
 
-    def memory(which):
-        return int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
     run, (model, tokenizer) = real.RUNS[label], real.load("")
     settings = replace(real.Settings(), steps=4, **run.settings)
     rows = real.pieces(real.manual()[0], tokenizer, settings.length, 4 * settings.pairs)
@@ -173,10 +174,10 @@ def measure_real(label):
                             facts={"ABR": ("Available Bit Rate",)})
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    start = memory("VmRSS")
+    start = resident("VmRSS")
     real.taught(run.method, settings, 0, world)
     needs_base = run.method == "mol" and not settings.lora_rank
-    print(memory("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20)
+    print(resident("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20)
 
 
 def on_real():

@@ -31,7 +31,7 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
     is_general = ~is_domain.bool()  # a data collator may give 0 and 1
     if base_hidden is None:
         base_hidden, base_head = hidden[:0], head
-    (B, T), (V, _) = targets.shape, head.shape
+    (B, T), V = targets.shape, len(head)
     for name, found, expected in [
             ("is_domain", is_domain.shape, (B,)), ("hidden", hidden.shape[:2], (B, T)),
             ("base_hidden", base_hidden.shape[:2], (int(is_general.sum()), T)),
@@ -45,32 +45,35 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
     if (is_token & ((targets < 0) | (targets >= V))).any():
         raise ValueError(f"targets must be below {V}, or {PADDING} for padding")
     # Where the tokens of each kind are in the flat batch. Padding is nowhere.
-    domain, general, in_base = (of_kind.flatten().nonzero()[:, 0] for of_kind in (
-        is_token & ~is_general[:, None], is_token & is_general[:, None], is_token[is_general]))
-    # A token's weight in the loss: the mean over the tokens of a row, then over the B rows.
-    weights = (is_token.sum(dim=1).clamp(min=1).double() * B).reciprocal().repeat_interleave(T)
-    wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, head)]
+    places = [some.flatten().nonzero()[:, 0] for some in (
+        is_token & ~is_general[:, None], is_token & is_general[:, None], is_token[is_general])]
+    # A token counts 1 / share: the mean over the tokens of a row, then over the B rows.
+    shares = (is_token.sum(dim=1).clamp(min=1) * B).repeat_interleave(T)  # (B * T,)
+    is_wanted = [torch.is_grad_enabled() and x.requires_grad for x in (hidden, head)]
     with torch.autocast(hidden.device.type, enabled=False):
-        return InChunks.apply(hidden, head, base_hidden, base_head, targets.flatten(), weights,
-                              (domain, general, in_base), wanted, direction, strength,
-                              chunk or max(2**24 // V, 16))
+        return InChunks.apply(hidden, head, base_hidden, base_head, targets.flatten(), shares,
+                              places, is_wanted, direction, strength, chunk or max(2**24 // V, 16))
 
 
 class InChunks(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, hidden, head, base_hidden, base_head, targets, weights, places, wanted,
+    def forward(ctx, hidden, head, base_hidden, base_head, targets, shares, places, is_wanted,
                 direction, strength, chunk):
-        ctx.like = hidden, head
+        ctx.like = [(x.shape, x.dtype) for x in (hidden, head)]
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, head.dtype), torch.float32)
         hidden, base_hidden = hidden.flatten(0, 1), base_hidden.flatten(0, 1)  # (tokens, C)
-        head, base_head, weights = head.to(dtype), base_head.to(dtype), weights.to(dtype)
-        by_hidden, by_head = (torch.zeros_like(x, dtype=dtype) if is_wanted else None
-                              for x, is_wanted in zip((hidden, head), wanted))
-        ce = kl = torch.zeros((), dtype=dtype, device=hidden.device)
+        head, base_head, weights = head.to(dtype), base_head.to(dtype), 1 / shares.to(dtype)
+        by_hidden, by_head = ctx.gradients = [
+            torch.zeros_like(x, dtype=dtype) if wanted else None
+            for x, wanted in zip((hidden, head), is_wanted)]
+        ce = kl = weights.new_zeros(())
+
+        def log_probs_of(hidden, at, head):
+            return log_probs(hidden[at].to(dtype) @ head.T)  # (n, V)
 
         def carry_on(by_logits, at):
-            """The gradient of n tokens with respect to their logits, (n, V), to what made them."""
+            """From the gradient of n tokens with respect to their logits, (n, V)."""
             if by_hidden is not None:
                 by_hidden[at] = by_logits @ head
             if by_head is not None:
@@ -78,30 +81,28 @@ class InChunks(torch.autograd.Function):
 
         domain, general, in_base = (x.split(chunk) for x in places)
         for at in domain:
-            nats, by_logits = cross_entropy(log_probs(hidden[at].to(dtype) @ head.T), targets[at])
+            nats, by_logits = cross_entropy(log_probs_of(hidden, at, head), targets[at])
             ce = ce + nats @ weights[at]
             carry_on(by_logits.mul_(weights[at, None]), at)
         for at, at_base in zip(general, in_base):
-            nats, by_logits = kl_divergence(
-                log_probs(hidden[at].to(dtype) @ head.T),
-                log_probs(base_hidden[at_base].to(dtype) @ base_head.T), direction)
+            nats, by_logits = kl_divergence(log_probs_of(hidden, at, head), log_probs_of(
+                base_hidden, at_base, base_head), direction)
             kl = kl + nats @ weights[at]
-            carry_on(by_logits.mul_(strength * weights[at, None]), at)
-        ctx.gradients = by_hidden, by_head
+            if strength:  # no 0 * inf
+                carry_on(by_logits.mul_(strength * weights[at, None]), at)
         ctx.mark_non_differentiable(ce, kl)
-        return ce + (strength * kl if strength else 0.0), ce, kl  # no 0 * inf
+        return ce + (strength * kl if strength else 0.0), ce, kl
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, by_loss, by_ce, by_kl):
-        gradients, ctx.gradients = ctx.gradients, None  # scaled where they are: not twice
-        scaled = [x if x is None else x.mul_(by_loss).view_as(like).to(like.dtype)
-                  for x, like in zip(gradients, ctx.like)]
-        return (*scaled, *[None] * 9)
+        gradients, ctx.gradients = ctx.gradients, None  # scaled where they are, so only once
+        return *(x if x is None else x.mul_(by_loss).view(shape).to(dtype)
+                 for x, (shape, dtype) in zip(gradients, ctx.like)), *[None] * 9
 
 
-# The losses of losses.py from log-probabilities (n, V), and their gradients with respect to the
-# logits by the formulas that stand there -> nats (n,), (n, V). They work in place to save memory.
+# The losses from log-probabilities (n, V), and their gradients with respect to the logits by the
+# formulas of losses.py -> nats (n,), (n, V). They work in place to save memory.
 
 def cross_entropy(log_p, targets):
     nats = -log_p.gather(1, targets[:, None])[:, 0]
@@ -117,7 +118,7 @@ def kl_divergence(log_p, log_q, direction):
     p = log_p.exp()
     if direction == "forward":
         q = log_q.exp()
-        kl = (log_q - log_p).masked_fill_(q == 0, 0.0).mul_(q).sum(dim=1)
+        kl = (log_q - log_p).masked_fill_(q == 0, 0.0).mul_(q).sum(dim=1)  # 0 * log 0 is 0
         return kl, p.sub_(q)
     weighted = (log_p - log_q).masked_fill_(p == 0, 0.0).mul_(p)
     kl = weighted.sum(dim=1)

@@ -1,4 +1,4 @@
-"""MoL on a Hugging Face model: a collator, a Trainer and its loss.
+"""MoL on a Hugging Face model: a collator, the loss of a batch, and a Trainer.
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     base = copy.deepcopy(model)
@@ -7,12 +7,13 @@
 
 Copy this file, hidden.py and losses.py. Load the weights in float32: in bfloat16 they lose small
 updates. example.py is a complete program. README.md explains the settings, memory, sharding, and
-tested versions. In a training loop of your own use mol_loss.
+tested versions.
 """
 
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -30,19 +31,19 @@ logger = logging.get_logger(__name__)
 def collate(items):
     """Rows -> input_ids, attention_mask and labels (B, T), is_domain (B,).
 
-    A row is (tokens, is_domain), or {"input_ids": ..., "is_domain": ...} with columns of a dataset;
-    its "labels" may be -100 at tokens that are no targets, as in the prompts of a chat. An item is
-    a pair (domain row, general row), so that every batch is mixed 1:1, or (row,), or a dict.
+    A row is (tokens, is_domain) or {"input_ids": tokens, "is_domain": flag}. Labels of a dict may
+    be -100 at tokens that are no targets, such as the prompts of a chat. An item is a pair (domain
+    row, general row), which makes every batch mixed 1:1, or (row,), or a dict.
     """
     try:
         rows = [row for item in items for row in ([item] if hasattr(item, "keys") else item)]
-        rows = [row if hasattr(row, "keys") else dict(zip(("input_ids", "is_domain"), row,
-                                                          strict=True)) for row in rows]
+        rows = [row if hasattr(row, "keys") else {"input_ids": row[0], "is_domain": row[1]}
+                for row in rows]
         tokens, labels = ([torch.as_tensor(row.get(name, row["input_ids"]), dtype=torch.int64)
                            for row in rows] for name in ("input_ids", "labels"))
         masks = [torch.ones(len(row), dtype=torch.int64) for row in tokens]
         flags = torch.tensor([bool(row["is_domain"]) for row in rows])
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError("an item of the dataset must be ((domain tokens, True), (general tokens, "
                          "False)), ((tokens, flag),) or {'input_ids': tokens, 'is_domain': flag}, "
                          f"not {str(items[0])[:80]}") from error
@@ -52,50 +53,46 @@ def collate(items):
             "is_domain": flags}
 
 
-# --- the loss ------------------------------------------------------------------------------------
-
 def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
-    """A batch of the collator -> the loss, its CE part and its KL part, as mixture_of_losses.
+    """A batch of the collator -> the loss, its CE part and its KL part, as mixture_from_hidden.
 
     base is frozen; None: the model without its adapters. Both may be in DDP, FSDP2 or DeepSpeed.
-    The loss is computed inside the forward pass of the model's head, and that in the one of the
-    base's head. Only there are sharded heads whole, once in a step, whatever the number of chunks.
+    Only the forward pass of a head has a sharded weight whole. So the loss is computed inside the
+    forward pass of the model's head, and there inside that of the base's head.
     """
-    tokens, is_domain = batch["input_ids"], batch["is_domain"].bool()  # (B, T), (B,)
+    tokens, is_general = batch["input_ids"], ~batch["is_domain"].bool()  # (B, T), (B,)
     mask, positions, targets = mask_positions_targets(batch)
-    G = int((~is_domain).sum())
-    # A sharded base must be called in every process: if there are no general rows, on a row that
-    # does not count.
+    options = {"direction": direction, "strength": strength}
+    has_head = [has_plain_head(some, mask) for some in ([model, base] if base else [model])]
+    is_learning, G, kept, parts = torch.is_grad_enabled(), int(is_general.sum()), [], []
+    # Sharding needs a call of the base in every process, if only on a row that does not count.
     is_called = G or torch.distributed.is_initialized()
-    general = [x[~is_domain] if G else x[:1] for x in (tokens, mask, positions)]
-    heads = [head_of(which, mask) for which in ([model, base] if base else [model])]
-    is_learning, parts, kept = torch.is_grad_enabled(), [], []
+    rows = [x[is_general] if G else x[:1] for x in (tokens, mask, positions)]
 
-    def call_base(at_head):
-        which = base or extract_model_from_parallel(model, keep_torch_compile=False)
-        with torch.no_grad(), without_adapters_and_dropout(which, not base):
-            return call(which, at_head, *general)
+    def call_base(in_head):
+        some = base or extract_model_from_parallel(model, keep_torch_compile=False)
+        with torch.no_grad(), asleep(some, adapters=not base):
+            return call(some, in_head, *rows)
 
-    def mixture(hidden, weight, base_hidden, base_weight):
+    def loss_of(hidden, weight, base_hidden, base_weight):
         with torch.set_grad_enabled(is_learning):
-            parts[:] = mixture_from_hidden(hidden, weight, targets, is_domain, base_hidden[:G],
-                                           base_weight, direction, strength, chunk)
+            parts[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden[:G],
+                                           base_weight, chunk=chunk, **options)
+
+    def in_head(hidden, weight):
+        if base and is_called:
+            call_base(lambda *of_base: loss_of(hidden, weight, *of_base))
+        else:
+            loss_of(hidden, weight, kept[0] if kept else hidden[:0], weight)
         return parts[0]
 
-    def in_both_heads(hidden, weight):
-        call_base(lambda *of_base: mixture(hidden, weight, *of_base) and None)
-        return parts[0]
-
-    if None in heads:
-        if is_called:
-            kept.append(call_base(None)[:G, :-1])
+    if not all(has_head):
+        base_logits = call_base(None)[:G, :-1] if is_called else None
         logits = call(model, None, tokens, mask, positions)[:, :-1]
-        return mixture_of_losses(logits, targets, is_domain, *kept, direction, strength)
+        return mixture_of_losses(logits, targets, ~is_general, base_logits, **options)
     if is_called and not base:
         call_base(lambda hidden, weight: kept.append(hidden))
-    loss = call(model, in_both_heads if is_called and base else lambda hidden, weight: mixture(
-        hidden, weight, kept[0] if kept else hidden[:0], weight), tokens, mask, positions)
-    return loss.view(()), *parts[1:]
+    return call(model, in_head, tokens, mask, positions).view(()), *parts[1:]
 
 
 def mask_positions_targets(batch):
@@ -104,109 +101,94 @@ def mask_positions_targets(batch):
     mask = batch.get("attention_mask", torch.ones_like(tokens)).bool()
     if "position_ids" in batch and not mask.all():
         raise ValueError("position_ids need rows without padding, or documents are not apart")
-    # A position has a target if it and the next one are tokens.
-    is_target = mask[:, :-1] & mask[:, 1:]
+    is_target = mask[:, :-1] & mask[:, 1:]  # this position and the next one are tokens
     if "labels" in batch:
         is_target &= batch["labels"][:, 1:] != PADDING
     positions = batch.get("position_ids", (mask.cumsum(1) - 1).clamp(min=0))
     return mask, positions, tokens[:, 1:].masked_fill(~is_target, PADDING)
 
 
-def call(model, at_head, tokens, mask, positions):
-    """The logits; or, if at_head is a function, what it makes of the head's input and weight.
+def call(model, in_head, tokens, mask, positions):
+    """Call the model -> its logits, or what in_head returns in place of them.
 
-    The input is (B, T - 1, C): the last position has no target. A bias becomes a column of the
-    weight.
+    in_head gets the input of the head, (B, T - 1, C), and its weight. A bias becomes a column.
     """
     plain = plain_of(model)
-    more = {} if mask.all() else {"attention_mask": mask.long()}
-    if "position_ids" in inspect.signature(plain.forward).parameters:
-        more["position_ids"] = positions
     head = plain.get_output_embeddings()
 
     @torch.compiler.disable
     def forward(hidden):
-        hidden, weight = hidden[:, :-1], head.weight
+        hidden, weight = hidden[:, :-1], head.weight  # the last position has no target
         if head.bias is not None:
-            weight = torch.cat([weight, head.bias[:, None]], dim=1)
-            hidden = F.pad(hidden, (0, 1), value=1.0)
-        found = at_head(hidden, weight)
-        return (hidden.new_zeros(()) if found is None else found).view(1, 1, 1)
+            hidden, weight = F.pad(hidden, (0, 1), value=1.0), torch.cat(
+                [weight, head.bias[:, None]], dim=1)
+        found = in_head(hidden, weight)
+        return (hidden.new_zeros(1) if found is None else found).view(1, 1, 1)
 
-    before = vars(head).get("forward")
-    if at_head:
-        head.forward = forward
-    try:
+    more = {} if mask.all() else {"attention_mask": mask.long()}
+    if "position_ids" in inspect.signature(plain.forward).parameters:
+        more["position_ids"] = positions
+    with patch.object(head, "forward", forward) if in_head else nullcontext():
         return model(input_ids=tokens, use_cache=False, **more).logits
-    finally:
-        if at_head:
-            del head.forward
-            if before:
-                head.forward = before
 
 
 def plain_of(model):
-    """Without DDP, DeepSpeed, compilation and adapters."""
+    """The model without DDP, DeepSpeed, compilation and adapters."""
     plain = extract_model_from_parallel(model, keep_torch_compile=False)
     return getattr(plain, "get_base_model", lambda: plain)()
 
 
 @contextmanager
-def without_adapters_and_dropout(model, has_adapters=False):
-    """peft makes all weights of the adapters trainable at the end; here they stay as they were."""
-    was_training, trainable = model.training, [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
-    if has_adapters:
-        with model.disable_adapter():
-            yield
-    else:
+def asleep(model, adapters=False):
+    """Without dropout and, if wished, without adapters. peft would make frozen ones trainable."""
+    was_training, before = model.training, [(p, p.requires_grad) for p in model.parameters()]
+    with model.eval().disable_adapter() if adapters else nullcontext(model.eval()):
         yield
     model.train(was_training)
-    for p, before in trainable if has_adapters else ():
-        p.requires_grad_(before)
+    for p, requires_grad in before if adapters else ():
+        p.requires_grad_(requires_grad)
 
 
-def head_of(model, mask):
-    """The model's head, or None if the model changes its output, for example with a soft cap.
-
-    The first call tries it, and whether padding or positions change what the model says of a row.
-    """
+def has_plain_head(model, mask):
+    """Is the head linear, and the last thing a model does? ValueError if padding is not ignored."""
     plain = plain_of(model)
     if not hasattr(plain, "tried_by_mol"):
-        with torch.no_grad(), without_adapters_and_dropout(model):
-            plain.tried_by_mol = tried(extract_model_from_parallel(model), plain)
-    head, wrong = plain.tried_by_mol
-    for side, is_used in (("no padding", True), ("padding on the left", not mask[:, 0].all()),
+        some = extract_model_from_parallel(model, keep_torch_compile=False)
+        with torch.no_grad(), asleep(some):
+            plain.tried_by_mol = tried(some, plain)
+    is_plain, changed_by = plain.tried_by_mol
+    for what, is_used in (("positions that begin at 0", True),
+                          ("padding on the left", not mask[:, 0].all()),
                           ("padding on the right", not mask[:, -1].all())):
-        if side in wrong and is_used:
-            raise ValueError(f"{type(plain).__name__} gives other logits for a row with {side} and "
-                             "the positions 0, 1, 2, ... than for the row alone: MoL would be "
-                             "wrong. Use rows of equal length, or padding on the other side")
-    return head
+        if is_used and what in changed_by:
+            raise ValueError(f"{what} should not change a row's logits, but does in "
+                             f"{type(plain).__name__}, and MoL would be wrong. Use another model, "
+                             "or rows of equal length, or padding on the other side")
+    return is_plain
 
 
 def tried(model, plain):
-    """-> the head or None, and the kinds of padding with which the model is wrong."""
+    """-> is the head plain, and what changes the logits of a row. It calls the model six times."""
     head, device = plain.get_output_embeddings(), plain.device
-    V = getattr(head, "out_features", None) or head.weight.shape[0]
+    V = plain.config.get_text_config().vocab_size
     row = torch.linspace(V // 4, V // 2, 8, device=device).long()[None]
     # The model gets large outputs in place of those of its head. Does it return them unchanged?
     given = torch.linspace(-100, 100, V, device=device).bfloat16().to(plain.dtype)
     with head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
         logits = model(input_ids=row, use_cache=False).logits[0, -1]
     is_plain = type(head) is torch.nn.Linear and torch.equal(logits.float(), given.float())
-    alone, wrong = model(input_ids=row, use_cache=False).logits[0].float(), []
-    for side, left, right in (("no padding", 0, 0), ("padding on the left", 3, 0),
-                              ("padding on the right", 0, 3)):
+    alone, changed_by = model(input_ids=row, use_cache=False).logits[0].float(), []
+    for what, left, right in (("positions that begin at 0", 0, 0), ("padding on the left", 3, 0),
+                              ("padding on the right", 0, 3), ("adapters", 0, 0)):
         mask = F.pad(torch.ones_like(row), (left, right)).bool()
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = call(model, None, F.pad(row, (left, right)), mask, positions)[mask].float()
-        if (logits - alone).norm() > 0.1 * (alone - alone.mean(dim=1, keepdim=True)).norm():
-            wrong.append(side)
-    return head if is_plain else None, wrong
+        some = hasattr(model, "disable_adapter") and what == "adapters"
+        with asleep(model, some):
+            logits = call(model, None, F.pad(row, (left, right)), mask,
+                          (mask.cumsum(1) - 1).clamp(min=0))[mask].float()
+        if (logits - alone).norm() > 0.02 * (alone - alone.mean(dim=1, keepdim=True)).norm():
+            changed_by.append(what)
+    return is_plain, changed_by
 
-
-# --- the Trainer ---------------------------------------------------------------------------------
 
 class MolTrainer(Trainer):
     """transformers.Trainer with MoL as its loss, and more arguments. It logs mean CE and mean KL.
@@ -214,9 +196,8 @@ class MolTrainer(Trainer):
     base                          the frozen model of the KL; None: the model without its adapters
     direction, strength, chunk    as in mixture_from_hidden
 
-    The loss of a step is the mean over its micro-batches and processes. The base is sharded like
-    the model. predict() gives the CE and the KL part of the batches in place of logits. Raises
-    ValueError for settings that would make the loss wrong.
+    The loss of a step is the mean over its micro-batches and processes. predict() returns the CE
+    and KL parts of batches. Raises ValueError for settings that would make the loss wrong.
     """
 
     def __init__(self, model=None, args=None, data_collator=collate, *arguments, base=None,
@@ -235,24 +216,21 @@ class MolTrainer(Trainer):
     def prepared(self, base):
         """The base on the device of the model, in shards if the model will be."""
         if self.is_deepspeed_enabled:
-            import deepspeed
-            config = {**self.accelerator.state.deepspeed_plugin.deepspeed_config}
+            config = dict(self.accelerator.state.deepspeed_plugin.deepspeed_config)
             if config["zero_optimization"]["stage"] == 3:
-                for training in ("optimizer", "scheduler"):
-                    config.pop(training, None)
+                import deepspeed
+                config = {k: v for k, v in config.items() if k not in ("optimizer", "scheduler")}
                 return deepspeed.initialize(model=base, config=config)[0]
-        elif self.is_fsdp_enabled and self.accelerator.is_fsdp2:
+        elif self.is_fsdp_enabled:
             from accelerate.utils.fsdp_utils import fsdp2_prepare_model
             return fsdp2_prepare_model(self.accelerator, base)
-        # A base in 8 bit cannot be moved.
-        return base if base.device == self.args.device else base.to(self.args.device)
+        return base if base.device == self.args.device else base.to(self.args.device)  # 8 bit stays
 
     def refuse_what_is_wrong(self, base):
         args, model = self.args, self.model
         adapters = getattr(model, "peft_config", {}).values()
-        starts = [str(getattr(a, "init_lora_weights", "")).lower() for a in adapters]
         shared = base and {*map(id, model.parameters())} & {*map(id, base.parameters())}
-        is_tied = getattr(model.config, "tie_word_embeddings", False)
+        config, base_config = (some.config.get_text_config() for some in (model, base or model))
         for is_wrong, needed in [
             (args.n_gpu > 1, "one GPU per process: CUDA_VISIBLE_DEVICES=0, or torchrun"),
             (args.label_smoothing_factor, "label_smoothing_factor=0"),
@@ -260,29 +238,29 @@ class MolTrainer(Trainer):
              "rows in any order: a pair of rows has no length to group by"),
             (self.compute_loss_func or self.compute_metrics or self.model_init,
              "no compute_loss_func, compute_metrics or model_init"),
-            (getattr(model.config, "output_router_logits", False), "output_router_logits=False"),
+            (getattr(config, "output_router_logits", False), "output_router_logits=False"),
             (self.is_fsdp_enabled and not self.accelerator.is_fsdp2, "fsdp_version 2"),
             (shared, "base=copy.deepcopy(model), made before adapters; it shares weights"),
-            (base and base.config.get_text_config().vocab_size
-             != model.config.get_text_config().vocab_size, "a base with the same vocabulary"),
-            (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
-            (any(a.is_prompt_learning for a in adapters), "adapters that add no tokens to rows"),
-            (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
-             "adapters with bias='none', or a base: the biases would change the base"),
-            (not base and any(start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
-                              for start in starts),
-             "a base, or another init_lora_weights: this one changes the weights of the base"),
-            (is_tied and any(getattr(a, "ensure_weight_tying", False) for a in adapters),
-             "ensure_weight_tying=False: on merging peft would apply the update twice"),
+            (config.vocab_size != base_config.vocab_size, "a base with the same vocabulary"),
             (base and Path(base.name_or_path, "trainer_state.json").exists(),
              "the original model as base; to continue use train(resume_from_checkpoint=...)"),
+            (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
+            (any(a.is_prompt_learning for a in adapters), "adapters that add no tokens to rows"),
+            (any(getattr(a, "ensure_weight_tying", False) for a in adapters),
+             "ensure_weight_tying=False: on merging, peft would apply the update twice"),
+            (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
+             "adapters with bias='none', or a base: the biases would change the base"),
+            (not base and any(str(getattr(a, "init_lora_weights", "")).lower().startswith(
+                ("pissa", "olora", "corda", "loftq", "lora_ga")) for a in adapters),
+             "a base, or another init_lora_weights: this one changes the base"),
         ]:
             if is_wrong:
                 raise ValueError(f"MolTrainer needs {needed}")
-        if any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
-               for p in model.parameters()) and not self.is_deepspeed_enabled:
-            logger.warning("Weights that train in bfloat16 lose most of their small updates. Use "
-                           "from_pretrained(..., dtype=torch.float32).")
+        if not self.is_deepspeed_enabled and any(
+                p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
+                for p in model.parameters()):
+            logger.warning("Trained weights in 16 bits lose most of their small updates: load the "
+                           "model with dtype=torch.float32")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "is_domain" not in inputs:
@@ -290,21 +268,32 @@ class MolTrainer(Trainer):
         with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
             loss, ce, kl = mol_loss(model, self.base, inputs, **self.options)
         if model.training:
-            *_, targets = mask_positions_targets(inputs)
-            is_counted, is_domain = (targets != PADDING).any(dim=1), inputs["is_domain"].bool()
-            if not is_counted.any():
-                logger.warning_once("A batch has no token to predict; its loss is 0.")
-            self.sums += torch.stack([
-                ce * len(targets), kl * len(targets), (is_counted & is_domain).sum(),
-                (is_counted & ~is_domain).sum()]).detach()
+            if not (self.base or self.state.global_step) and (
+                    "adapters" in plain_of(model).tried_by_mol[1]):
+                raise ValueError("the adapters already change the model: continue with "
+                                 "train(resume_from_checkpoint=...), or give the base as base=")
+            has_target = (mask_positions_targets(inputs)[2] != PADDING).any(dim=1)  # (B,)
+            if not has_target.any():
+                logger.warning_once("a batch has no target, only padding or labels of -100")
+            domain = (has_target & inputs["is_domain"].bool()).sum()
+            self.sums += torch.stack([ce * len(has_target), kl * len(has_target), domain,
+                                      has_target.sum() - domain]).detach()
         return (loss, {"ce": ce, "kl": kl}) if return_outputs else loss
 
     def log(self, logs, *more):
-        """Add the mean CE of the domain rows and the mean KL of the general rows."""
+        """Add the mean CE of the domain rows and the mean KL of the general rows, with targets."""
         if "loss" in logs:
             ce, kl, domain, general = self.accelerator.reduce(self.sums).tolist()
-            logs |= {"ce": ce / domain} if domain else {}
-            logs |= {"kl": kl / general} if general else {}
+            means = {"ce": (ce, domain), "kl": (kl, general)}
+            logs |= {name: sum / count for name, (sum, count) in means.items() if count}
         if "loss" in logs or "train_loss" in logs:
             self.sums.zero_()
         super().log(logs, *more)
+
+    def get_eval_dataloader(self, *arguments):
+        loader = super().get_eval_dataloader(*arguments)
+        if self.args.world_size > 1 and (
+                len(loader.dataset) % (self.args.world_size * self.args.eval_batch_size)):
+            logger.warning_once("the evaluation set does not divide into full batches of all "
+                                "processes: its losses count some rows twice")
+        return loader
