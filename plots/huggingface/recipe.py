@@ -62,9 +62,8 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
     """
     tokens, is_general = batch["input_ids"], ~batch["is_domain"].bool()  # (B, T), (B,)
     mask, positions, targets = mask_positions_targets(batch)
-    options = {"direction": direction, "strength": strength}
-    has_head = [has_plain_head(some, mask) for some in ([model, base] if base else [model])]
-    is_learning, G, kept, parts = torch.is_grad_enabled(), int(is_general.sum()), [], []
+    is_plain = [has_plain_head(some, mask) for some in ([model, base] if base else [model])]
+    is_learning, G, of_base, found = torch.is_grad_enabled(), int(is_general.sum()), [], []
     # Sharding needs a call of the base in every process, if only on a row that does not count.
     is_called = G or torch.distributed.is_initialized()
     rows = [x[is_general] if G else x[:1] for x in (tokens, mask, positions)]
@@ -74,25 +73,25 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
         with torch.no_grad(), asleep(some, adapters=not base):
             return call(some, in_head, *rows)
 
-    def loss_of(hidden, weight, base_hidden, base_weight):
+    def mixture(hidden, weight, base_hidden, base_weight):
         with torch.set_grad_enabled(is_learning):
-            parts[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden[:G],
-                                           base_weight, chunk=chunk, **options)
+            found[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden[:G],
+                                           base_weight, direction, strength, chunk)
 
     def in_head(hidden, weight):
         if base and is_called:
-            call_base(lambda *of_base: loss_of(hidden, weight, *of_base))
+            call_base(lambda *of_base: mixture(hidden, weight, *of_base))
         else:
-            loss_of(hidden, weight, kept[0] if kept else hidden[:0], weight)
-        return parts[0]
+            mixture(hidden, weight, of_base[0] if of_base else hidden[:0], weight)
+        return found[0]
 
-    if not all(has_head):
+    if not all(is_plain):
         base_logits = call_base(None)[:G, :-1] if is_called else None
         logits = call(model, None, tokens, mask, positions)[:, :-1]
-        return mixture_of_losses(logits, targets, ~is_general, base_logits, **options)
+        return mixture_of_losses(logits, targets, ~is_general, base_logits, direction, strength)
     if is_called and not base:
-        call_base(lambda hidden, weight: kept.append(hidden))
-    return call(model, in_head, tokens, mask, positions).view(()), *parts[1:]
+        call_base(lambda hidden, weight: of_base.append(hidden))
+    return call(model, in_head, tokens, mask, positions).view(()), *found[1:]
 
 
 def mask_positions_targets(batch):
@@ -114,18 +113,19 @@ def call(model, in_head, tokens, mask, positions):
     in_head gets the input of the head, (B, T - 1, C), and its weight. A bias becomes a column.
     """
     plain = plain_of(model)
-    head = plain.get_output_embeddings()
+    head, more = plain.get_output_embeddings(), {}
 
     @torch.compiler.disable
     def forward(hidden):
         hidden, weight = hidden[:, :-1], head.weight  # the last position has no target
         if head.bias is not None:
-            hidden, weight = F.pad(hidden, (0, 1), value=1.0), torch.cat(
-                [weight, head.bias[:, None]], dim=1)
+            hidden = F.pad(hidden, (0, 1), value=1.0)
+            weight = torch.cat([weight, head.bias[:, None]], dim=1)
         found = in_head(hidden, weight)
         return (hidden.new_zeros(1) if found is None else found).view(1, 1, 1)
 
-    more = {} if mask.all() else {"attention_mask": mask.long()}
+    if not mask.all():
+        more["attention_mask"] = mask.long()
     if "position_ids" in inspect.signature(plain.forward).parameters:
         more["position_ids"] = positions
     with patch.object(head, "forward", forward) if in_head else nullcontext():
@@ -149,45 +149,41 @@ def asleep(model, adapters=False):
         p.requires_grad_(requires_grad)
 
 
+@torch.no_grad()
 def has_plain_head(model, mask):
-    """Is the head linear, and the last thing a model does? ValueError if padding is not ignored."""
+    """Is the head linear, and the last thing the model does? ValueError if padding counts.
+
+    The first call tries the model on one row: alone, with padding, and without its adapters.
+    """
     plain = plain_of(model)
     if not hasattr(plain, "tried_by_mol"):
-        some = extract_model_from_parallel(model, keep_torch_compile=False)
-        with torch.no_grad(), asleep(some):
-            plain.tried_by_mol = tried(some, plain)
+        model = extract_model_from_parallel(model, keep_torch_compile=False)
+        head, vocab_size = plain.get_output_embeddings(), plain.config.get_text_config().vocab_size
+        row = torch.linspace(1, vocab_size - 1, 8, device=plain.device).long()[None]
+        # The model gets large outputs in place of those of its head. Does it return them as such?
+        given = torch.linspace(-100, 100, vocab_size, device=row.device).bfloat16().to(plain.dtype)
+        with asleep(model), head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
+            logits = model(input_ids=row, use_cache=False).logits[0, -1]
+        is_plain = type(head) is torch.nn.Linear and logits.float().equal(given.float())
+        with asleep(model):
+            alone, changed_by = model(input_ids=row, use_cache=False).logits[0].float(), []
+        for what, left, right in (("positions from 0 on", 0, 0), ("padding on the left", 3, 0),
+                                  ("padding on the right", 0, 3), ("adapters", 0, 0)):
+            padded = F.pad(row, (left, right), value=int(row[0, 0]))
+            ones = F.pad(torch.ones_like(row), (left, right)).bool()
+            with asleep(model, what == "adapters" and hasattr(model, "disable_adapter")):
+                logits = call(model, None, padded, ones, (ones.cumsum(1) - 1).clamp(min=0))[ones]
+            if (logits - alone).norm() > 0.02 * (alone - alone.mean(dim=1, keepdim=True)).norm():
+                changed_by.append(what)
+        plain.tried_by_mol = is_plain, changed_by
     is_plain, changed_by = plain.tried_by_mol
-    for what, is_used in (("positions that begin at 0", True),
-                          ("padding on the left", not mask[:, 0].all()),
-                          ("padding on the right", not mask[:, -1].all())):
-        if is_used and what in changed_by:
-            raise ValueError(f"{what} should not change a row's logits, but does in "
-                             f"{type(plain).__name__}, and MoL would be wrong. Use another model, "
-                             "or rows of equal length, or padding on the other side")
+    is_used = {"positions from 0 on": True, "padding on the left": not mask[:, 0].all(),
+               "padding on the right": not mask[:, -1].all(), "adapters": False}
+    for what in filter(is_used.get, changed_by):
+        raise ValueError(f"{what} should not change the logits of a row, but in "
+                         f"{type(plain).__name__} it does, and MoL would be wrong. Try rows of "
+                         "equal length, or padding on the other side")
     return is_plain
-
-
-def tried(model, plain):
-    """-> is the head plain, and what changes the logits of a row. It calls the model six times."""
-    head, device = plain.get_output_embeddings(), plain.device
-    V = plain.config.get_text_config().vocab_size
-    row = torch.linspace(V // 4, V // 2, 8, device=device).long()[None]
-    # The model gets large outputs in place of those of its head. Does it return them unchanged?
-    given = torch.linspace(-100, 100, V, device=device).bfloat16().to(plain.dtype)
-    with head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
-        logits = model(input_ids=row, use_cache=False).logits[0, -1]
-    is_plain = type(head) is torch.nn.Linear and torch.equal(logits.float(), given.float())
-    alone, changed_by = model(input_ids=row, use_cache=False).logits[0].float(), []
-    for what, left, right in (("positions that begin at 0", 0, 0), ("padding on the left", 3, 0),
-                              ("padding on the right", 0, 3), ("adapters", 0, 0)):
-        mask = F.pad(torch.ones_like(row), (left, right)).bool()
-        some = hasattr(model, "disable_adapter") and what == "adapters"
-        with asleep(model, some):
-            logits = call(model, None, F.pad(row, (left, right)), mask,
-                          (mask.cumsum(1) - 1).clamp(min=0))[mask].float()
-        if (logits - alone).norm() > 0.02 * (alone - alone.mean(dim=1, keepdim=True)).norm():
-            changed_by.append(what)
-    return is_plain, changed_by
 
 
 class MolTrainer(Trainer):
@@ -233,11 +229,9 @@ class MolTrainer(Trainer):
         config, base_config = (some.config.get_text_config() for some in (model, base or model))
         for is_wrong, needed in [
             (args.n_gpu > 1, "one GPU per process: CUDA_VISIBLE_DEVICES=0, or torchrun"),
-            (args.label_smoothing_factor, "label_smoothing_factor=0"),
-            (getattr(args, "train_sampling_strategy", "") == "group_by_length",
-             "rows in any order: a pair of rows has no length to group by"),
-            (self.compute_loss_func or self.compute_metrics or self.model_init,
-             "no compute_loss_func, compute_metrics or model_init"),
+            (args.label_smoothing_factor or self.compute_loss_func or self.compute_metrics
+             or self.model_init or getattr(args, "train_sampling_strategy", "") == "group_by_length",
+             "no label smoothing, compute_loss_func, compute_metrics, model_init, group_by_length"),
             (getattr(config, "output_router_logits", False), "output_router_logits=False"),
             (self.is_fsdp_enabled and not self.accelerator.is_fsdp2, "fsdp_version 2"),
             (shared, "base=copy.deepcopy(model), made before adapters; it shares weights"),
@@ -246,8 +240,9 @@ class MolTrainer(Trainer):
              "the original model as base; to continue use train(resume_from_checkpoint=...)"),
             (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
             (any(a.is_prompt_learning for a in adapters), "adapters that add no tokens to rows"),
-            (any(getattr(a, "ensure_weight_tying", False) for a in adapters),
-             "ensure_weight_tying=False: on merging, peft would apply the update twice"),
+            (model.config.tie_word_embeddings and any(hasattr(end, "base_layer") for end in (
+                model.get_input_embeddings(), model.get_output_embeddings())),
+             "no adapters on tied embeddings: peft merges them wrongly"),
             (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
              "adapters with bias='none', or a base: the biases would change the base"),
             (not base and any(str(getattr(a, "init_lora_weights", "")).lower().startswith(
