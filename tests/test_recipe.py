@@ -567,3 +567,29 @@ def folder(tmp_path_factory):
         vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder)
     return folder
+
+
+def test_the_example_trains_merges_and_continues(folder, tmp_path):
+    for name, words in (("domain", 900), ("general", 400), ("little", 9), ("latin", 9)):
+        (tmp_path / name).mkdir()
+        for file in "ab" if name != "little" else "a":
+            (tmp_path / name / f"{file}.txt").write_text(f"{name} text with words. " * words)
+    (tmp_path / "latin" / "c.txt").write_bytes(b"\xe9")
+
+    def example(model, domain, *more):
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "plots.huggingface.example", model,
+             tmp_path / domain, tmp_path / "general", tmp_path / "out", *more], cwd=ROOT, text=True,
+            capture_output=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"})
+
+    first, second = example(folder, "domain"), example(folder, "domain")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "eval_domain_loss" in first.stdout and "eval_general_loss" in first.stdout
+    assert "begins" in first.stdout and "continues from" in second.stdout
+    assert "'kl'" in first.stdout and "'kl'" not in second.stdout  # it had nothing left to do
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged")
+    for model, domain, told in ((folder, "little", "two .txt files or more; it has 1"),
+                                (folder, "latin", "c.txt: 'utf-8' codec"),
+                                (tmp_path / "none", "domain", "no causal language model there")):
+        refused = example(model, domain)
+        assert refused.returncode == 2 and told in refused.stderr.splitlines()[-1]
