@@ -35,6 +35,7 @@ ZERO = [{"deepspeed": {  # left alone, DeepSpeed clips gradients at 1
     "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}} for stage in range(4)]
 KINDS = {"one": {}, "DDP": {}, "FSDP2": FSDP, "plain FSDP2": {}, "ZeRO-2": ZERO[2],
          "ZeRO-3": ZERO[3]}
+SGD = {"lr": 0.1, "momentum": 0.5}
 # The head is tied; there are adapters; there is a base; uneven: the first of two processes has only
 # domain rows; last: the model is loaded after TrainingArguments; stop: it stops and continues.
 CASES = {
@@ -71,14 +72,15 @@ def learn(folder, kind, case, micro):
         args = TrainingArguments(
             str(out), use_cpu=True, report_to=[], per_device_train_batch_size=micro,
             gradient_accumulation_steps=1 + ("accumulate" in how), max_grad_norm=0.0, max_steps=2,
-            gradient_checkpointing="checkpointing" in how, learning_rate=0.1, optim="sgd",
+            gradient_checkpointing="checkpointing" in how, learning_rate=0.1,
             lr_scheduler_type="constant", logging_steps=1, train_sampling_strategy="sequential",
             save_strategy="steps" if "stop" in how else "no", save_steps=1, disable_tqdm=True,
             **KINDS[kind])
         if kind == "FSDP2":  # accelerate shards on GPUs and the like only: call this one like that
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         model, base = models or load()
-        trainer = MolTrainer(model, args, collate, shared_rows("uneven" in how), base=base, chunk=3)
+        trainer = MolTrainer(model, args, collate, shared_rows("uneven" in how), base=base, chunk=3,
+                             optimizer_cls_and_kwargs=(torch.optim.SGD, SGD))
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-1") if resumed else None)
         log = [log for log in trainer.state.log_history if "loss" in log]
         assert len(log) == 2
@@ -96,7 +98,7 @@ def with_a_loop_of_its_own(model, base, how, out):
             fully_shard(layer)
     if "checkpointing" in how:
         model.gradient_checkpointing_enable()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **SGD)
     pairs, count, log = shared_rows("uneven" in how), 1 + ("accumulate" in how), []
     for step in range(2):
         losses = []

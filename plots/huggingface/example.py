@@ -33,6 +33,7 @@ set_seed(0)
 args = TrainingArguments(
     out, max_steps=60, per_device_train_batch_size=4, learning_rate=1e-3, warmup_steps=10,
     lr_scheduler_type="cosine", bf16=torch.cuda.is_available(), logging_steps=10,
+    use_cpu=not torch.accelerator.is_available(),  # otherwise DeepSpeed on CPUs shares no rows out
     eval_strategy="steps", eval_steps=30, save_steps=30, save_total_limit=2, report_to=[],
     deepspeed=given.deepspeed)
 

@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
@@ -63,7 +64,7 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
     tokens, is_general = batch["input_ids"], ~batch["is_domain"].bool()  # (B, T), (B,)
     mask, positions, targets = mask_positions_targets(batch)
     is_plain = [has_plain_head(some, mask) for some in ([model, base] if base else [model])]
-    is_learning, G, of_base, found = torch.is_grad_enabled(), int(is_general.sum()), [], []
+    is_learning, G, of_base, parts = torch.is_grad_enabled(), int(is_general.sum()), [], []
     # Sharding needs a call of the base in every process, if only on a row that does not count.
     is_called = G or torch.distributed.is_initialized()
     rows = [x[is_general] if G else x[:1] for x in (tokens, mask, positions)]
@@ -71,11 +72,15 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
     def call_base(in_head):
         some = base or extract_model_from_parallel(model, keep_torch_compile=False)
         with torch.no_grad(), asleep(some, adapters=not base):
-            return call(some, in_head, *rows)
+            found = call(some, in_head, *rows)
+        for module in base.modules() if base else ():
+            if isinstance(module, FSDPModule):  # it waits for a backward pass to free its weights
+                module.reshard()
+        return found
 
     def mixture(hidden, weight, base_hidden, base_weight):
         with torch.set_grad_enabled(is_learning):
-            found[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden[:G],
+            parts[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden[:G],
                                            base_weight, direction, strength, chunk)
 
     def in_head(hidden, weight):
@@ -83,7 +88,7 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
             call_base(lambda *of_base: mixture(hidden, weight, *of_base))
         else:
             mixture(hidden, weight, of_base[0] if of_base else hidden[:0], weight)
-        return found[0]
+        return parts[0]
 
     if not all(is_plain):
         base_logits = call_base(None)[:G, :-1] if is_called else None
@@ -91,7 +96,7 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
         return mixture_of_losses(logits, targets, ~is_general, base_logits, direction, strength)
     if is_called and not base:
         call_base(lambda hidden, weight: of_base.append(hidden))
-    return call(model, in_head, tokens, mask, positions).view(()), *found[1:]
+    return call(model, in_head, tokens, mask, positions).view(()), *parts[1:]
 
 
 def mask_positions_targets(batch):
