@@ -24,7 +24,7 @@ from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,  # 
 
 import losses  # noqa: E402
 from losses import PADDING, mixture_of_losses  # noqa: E402
-from plots.huggingface import hidden as hidden_module, recipe  # noqa: E402
+from plots.huggingface import hidden as hidden_module  # noqa: E402
 from plots.huggingface.hidden import mixture_from_hidden  # noqa: E402
 from plots.huggingface.recipe import MolTrainer, collate, mol_loss  # noqa: E402
 
@@ -68,7 +68,8 @@ def assert_same(found, expected, *wanted):
 
 @pytest.mark.parametrize("chunk", [1, 3, None])
 @pytest.mark.parametrize("direction", ["reverse", "forward", "mean"])
-@pytest.mark.parametrize("domain_rows, strength", [([0, 3], 0.7), ([0, 1, 2, 3], 1), ([], 2), ([0], 0)])
+@pytest.mark.parametrize("domain_rows, strength", [
+    ([0, 3], 0.7), ([0, 1, 2, 3], 1), ([], 2), ([0], 0)])
 def test_hidden_states_give_the_same_losses_and_gradients(domain_rows, strength, direction, chunk):
     *batch, is_domain = *hidden_batch(), torch.zeros(4, dtype=torch.bool)
     is_domain[domain_rows] = True
@@ -576,11 +577,12 @@ def test_the_example_trains_merges_and_continues(folder, tmp_path):
             (tmp_path / name / f"{file}.txt").write_text(f"{name} text with words. " * words)
     (tmp_path / "latin" / "c.txt").write_bytes(b"\xe9")
 
-    def example(model, domain, *more):
+    def example(model, domain):
         return subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "plots.huggingface.example", model,
-             tmp_path / domain, tmp_path / "general", tmp_path / "out", *more], cwd=ROOT, text=True,
-            capture_output=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"})
+             tmp_path / domain, tmp_path / "general", tmp_path / "out"], cwd=ROOT, text=True,
+            capture_output=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"})
 
     first, second = example(folder, "domain"), example(folder, "domain")
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr

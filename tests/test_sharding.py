@@ -133,14 +133,7 @@ def weights_and_log(folder, kind, case):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The models, and what one process makes of them."""
-    folder = tmp_path_factory.mktemp("sharding")
-    for seed in (0, 1):
-        for tied in (False, True):
-            llama(seed, tie_word_embeddings=tied).save_pretrained(folder / f"{seed} {tied}")
-    for case in CASES:
-        learn(folder, "one", case, 4)
-    return folder
+    return by_one_process(tmp_path_factory.mktemp("sharding"))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "one"])
@@ -167,17 +160,30 @@ def test_two_processes_learn_what_one_learns(kind, folder):
             assert of_model < 0.65 * whole and of_base < 0.55 * whole, case
 
 
-def program(kind, folder):
+def by_one_process(folder):
+    """The models, and what one process makes of them."""
+    for seed in (0, 1):
+        for tied in (False, True):
+            llama(seed, tie_word_embeddings=tied).save_pretrained(folder / f"{seed} {tied}")
+    for case in CASES:
+        learn(folder, "one", case, 4)
+    return folder
+
+
+def by_several(kind, folder):
     for case in CASES:
         found = learn(folder, kind, case, 2)
-        print(kind, case, "bytes of weights in this process, of model and base:", found, flush=True)
         if os.environ["RANK"] == "0":
+            print(kind, case, "bytes of weights in a process, of model and base:", *found)
             torch.save(found, folder / kind / case / "bytes")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
+# By hand: python tests/test_sharding.py one DIR
+#     torchrun --nproc_per_node 4 tests/test_sharding.py ZeRO-3 DIR
 if __name__ == "__main__":
-    if sys.argv[1] == "plain FSDP2":
+    which, folder = sys.argv[1:]
+    if which == "plain FSDP2":
         torch.distributed.init_process_group("gloo")
-    program(sys.argv[1], Path(sys.argv[2]))
+    by_several(which, Path(folder)) if which != "one" else by_one_process(Path(folder))

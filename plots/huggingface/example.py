@@ -4,8 +4,7 @@
 
 MODEL is a name, a folder or a .gguf file. Each folder needs two .txt files or more; an eighth of
 the files is held out. Run it again to continue after an interruption. sharded.sh runs it in several
-processes. To copy it, take recipe.py, hidden.py and losses.py along, and import from recipe in
-place of plots.huggingface.recipe, from hidden in place of plots.huggingface.hidden.
+processes. To copy it, take recipe.py, hidden.py and losses.py along and shorten the imports.
 """
 
 import argparse
@@ -28,7 +27,6 @@ for name in ("model", "domain", "general", "out"):
 parser.add_argument("--deepspeed", metavar="JSON", help="a configuration of DeepSpeed")
 given = parser.parse_args()
 out = given.out
-
 set_seed(0)
 args = TrainingArguments(
     out, max_steps=60, per_device_train_batch_size=4, learning_rate=1e-3, warmup_steps=10,
@@ -38,18 +36,16 @@ args = TrainingArguments(
     deepspeed=given.deepspeed)
 
 
-def load(path=Path(given.model)):
+def load(where=given.model, more={}):
     """The model and its tokenizer."""
-    where, more = given.model, {}
-    if path.suffix == ".gguf":
-        where, more = path.parent, {"gguf_file": path.name}
+    if where.endswith(".gguf"):
+        where, more = Path(where).parent, {"gguf_file": Path(where).name}
     try:
         model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **more)
         tokenizer = AutoTokenizer.from_pretrained(where, **more)
     except Exception as error:  # of many kinds: a missing, damaged or unknown file
-        reason = str(error).strip().partition("\n")[0]
-        parser.error(f"{given.model}: no causal language model there: {reason}")
-    if more:  # the weights are whole now, but could not be trained and saved while marked otherwise
+        parser.error(f"{given.model}: no causal language model there: {str(error).splitlines()[0]}")
+    if more:  # the weights are whole now, but marked otherwise they could not be trained and saved
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
     return model, tokenizer

@@ -5,9 +5,8 @@
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
     MolTrainer(model, TrainingArguments(..., bf16=True), collate, pairs, base=base).train()
 
-Copy this file, hidden.py and losses.py. Load the weights in float32: in bfloat16 they lose small
-updates. example.py is a complete program. README.md explains the settings, memory, sharding, and
-tested versions.
+Copy this file, hidden.py and losses.py. example.py is a complete program. README.md explains the
+settings, precision, memory, sharding, and tested versions.
 """
 
 import inspect
@@ -17,7 +16,6 @@ from unittest.mock import patch
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
@@ -37,9 +35,8 @@ def collate(items):
     row, general row), which makes every batch mixed 1:1, or (row,), or a dict.
     """
     try:
-        rows = [row for item in items for row in ([item] if hasattr(item, "keys") else item)]
         rows = [row if hasattr(row, "keys") else {"input_ids": row[0], "is_domain": row[1]}
-                for row in rows]
+                for item in items for row in ([item] if hasattr(item, "keys") else item)]
         tokens, labels = ([torch.as_tensor(row.get(name, row["input_ids"]), dtype=torch.int64)
                            for row in rows] for name in ("input_ids", "labels"))
         masks = [torch.ones(len(row), dtype=torch.int64) for row in tokens]
@@ -73,9 +70,8 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
         some = base or extract_model_from_parallel(model, keep_torch_compile=False)
         with torch.no_grad(), asleep(some, adapters=not base):
             found = call(some, in_head, *rows)
-        for module in base.modules() if base else ():
-            if isinstance(module, FSDPModule):  # it waits for a backward pass to free its weights
-                module.reshard()
+        for module in base.modules() if base else ():  # FSDP2 would wait for a backward pass
+            getattr(module, "reshard", lambda: None)()
         return found
 
     def mixture(hidden, weight, base_hidden, base_weight):
@@ -235,7 +231,8 @@ class MolTrainer(Trainer):
         for is_wrong, needed in [
             (args.n_gpu > 1, "one GPU per process: CUDA_VISIBLE_DEVICES=0, or torchrun"),
             (args.label_smoothing_factor or self.compute_loss_func or self.compute_metrics
-             or self.model_init or getattr(args, "train_sampling_strategy", "") == "group_by_length",
+             or self.model_init
+             or getattr(args, "train_sampling_strategy", "") == "group_by_length",
              "no label smoothing, compute_loss_func, compute_metrics, model_init, group_by_length"),
             (getattr(config, "output_router_logits", False), "output_router_logits=False"),
             (self.is_fsdp_enabled and not self.accelerator.is_fsdp2, "fsdp_version 2"),
