@@ -413,8 +413,15 @@ def test_new_adapters_need_no_base(more, tmp_path):
     trainer(tmp_path, with_lora(**more)).train()
 
 
+def used(model):
+    """What the first call finds out about a model does not hold with adapters."""
+    mol_loss(model, llama(1), collate(pairs_of_rows(1)))
+    return model
+
+
 @pytest.mark.parametrize("made", [
-    lambda: with_lora(trained=True), lambda: with_lora(llama(initializer_range=0.02), trained=True),
+    lambda: with_lora(used(llama()), trained=True),
+    lambda: with_lora(llama(initializer_range=0.02), trained=True),
     *[lambda kind=kind: with_lora(llama(initializer_range=0.05), init_lora_weights=kind)
       for kind in ("pissa", "olora")]])
 def test_adapters_that_change_the_model_are_refused_by_their_weights(made, tmp_path, monkeypatch):
@@ -512,6 +519,13 @@ def test_what_would_make_the_loss_wrong_is_refused_at_once(made, more, told, tmp
     model, base = made(tmp_path) if made else (llama(), llama(1))
     with pytest.raises(ValueError, match=told):
         trainer(tmp_path, model, base=base, **more)
+
+
+def test_fsdp_1_is_refused(tmp_path):
+    the_trainer = trainer(tmp_path, llama(), base=llama(1))
+    the_trainer.is_fsdp_enabled = True  # and accelerate says that it is not version 2
+    with pytest.raises(ValueError, match="fsdp_version 2"):
+        the_trainer.refuse_what_is_wrong(llama(1))
 
 
 @pytest.mark.parametrize("name", MODELS)

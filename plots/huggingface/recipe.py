@@ -67,7 +67,7 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
     rows = [x[is_general] if G else x[:1] for x in (tokens, mask, positions)]
 
     def call_base(in_head):
-        some = base or extract_model_from_parallel(model, keep_torch_compile=False)
+        some = base or unwrapped(model)
         with torch.no_grad(), asleep(some, adapters=not base):
             found = call(some, in_head, *rows)
         for module in base.modules() if base else ():  # FSDP2 would wait for a backward pass
@@ -113,7 +113,7 @@ def call(model, in_head, tokens, mask, positions):
 
     in_head gets the input of the head, (B, T - 1, C), and its weight. A bias becomes a column.
     """
-    plain = plain_of(model)
+    plain = unwrapped(model, adapters=False)
     head, more = plain.get_output_embeddings(), {}
 
     @torch.compiler.disable
@@ -133,10 +133,10 @@ def call(model, in_head, tokens, mask, positions):
         return model(input_ids=tokens, use_cache=False, **more).logits
 
 
-def plain_of(model):
-    """The model without DDP, DeepSpeed, compilation and adapters."""
-    plain = extract_model_from_parallel(model, keep_torch_compile=False)
-    return getattr(plain, "get_base_model", lambda: plain)()
+def unwrapped(model, adapters=True):
+    """The model without DDP, DeepSpeed and compilation and, if wished, without its adapters."""
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    return model if adapters else getattr(model, "get_base_model", lambda: model)()
 
 
 @contextmanager
@@ -156,9 +156,8 @@ def has_plain_head(model, mask):
 
     The first call tries the model on one row: alone, with padding, and without its adapters.
     """
-    plain = plain_of(model)
-    if not hasattr(plain, "tried_by_mol"):
-        model = extract_model_from_parallel(model, keep_torch_compile=False)
+    model, plain = unwrapped(model), unwrapped(model, adapters=False)
+    if "tried_by_mol" not in vars(model):
         head, vocab_size = plain.get_output_embeddings(), plain.config.get_text_config().vocab_size
         row = torch.linspace(1, vocab_size - 1, 8, device=plain.device).long()[None]
         # The model gets large outputs in place of those of its head. Does it return them as such?
@@ -176,8 +175,8 @@ def has_plain_head(model, mask):
                 logits = call(model, None, padded, ones, (ones.cumsum(1) - 1).clamp(min=0))[ones]
             if (logits - alone).norm() > 0.02 * (alone - alone.mean(dim=1, keepdim=True)).norm():
                 changed_by.append(what)
-        plain.tried_by_mol = is_plain, changed_by
-    is_plain, changed_by = plain.tried_by_mol
+        model.tried_by_mol = is_plain, changed_by
+    is_plain, changed_by = model.tried_by_mol
     is_used = {"positions from 0 on": True, "padding on the left": not mask[:, 0].all(),
                "padding on the right": not mask[:, -1].all(), "adapters": False}
     for what in filter(is_used.get, changed_by):
@@ -266,7 +265,7 @@ class MolTrainer(Trainer):
             loss, ce, kl = mol_loss(model, self.base, inputs, **self.options)
         if model.training:
             if not (self.base or self.state.global_step) and (
-                    "adapters" in plain_of(model).tried_by_mol[1]):
+                    "adapters" in unwrapped(model).tried_by_mol[1]):
                 raise ValueError("the adapters already change the model: continue with "
                                  "train(resume_from_checkpoint=...), or give the base as base=")
             has_target = (mask_positions_targets(inputs)[2] != PADDING).any(dim=1)  # (B,)
