@@ -109,10 +109,14 @@ def test_logits_exist_once_and_never_whole(monkeypatch):
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
     """Of a frozen head, of the base, in evaluation, and for padding, even if it is not a number."""
     hidden, head, *rest, targets = hidden_batch()
+    wanted, apply = [], hidden_module.InChunks.apply
+    monkeypatch.setattr(hidden_module.InChunks, "apply",
+                        lambda *given: wanted.append(given[7]) or apply(*given))
     assert_same(from_hidden(hidden, head.detach(), *rest, targets),
                 from_logits(hidden, head.detach(), *rest, targets), hidden)
     with torch.no_grad():
         assert not from_hidden(hidden, head, *rest, targets)[0].requires_grad
+    assert wanted == [[True, False], [False, False]]
     loss, ce, kl = from_hidden(hidden, head, *(x.requires_grad_() for x in rest), targets)
     loss.backward()
     assert not (ce.requires_grad or kl.requires_grad or rest[0].grad or rest[1].grad)
