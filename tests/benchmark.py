@@ -3,8 +3,8 @@
     python tests/benchmark.py                       the steps of ce, replay and mol
     python tests/benchmark.py nanoGPT/model.py      also those of another file with GPT, GPTConfig
     python tests/benchmark.py --methods             those of plots/: step, memory, preparation
-    python tests/benchmark.py --memory              MoL from logits and from hidden states, with a
-                                                    large vocabulary: memory and time
+    python tests/benchmark.py --memory              losses from hidden states, with a large
+                                                    vocabulary, and those of TRL if it is installed
     python tests/benchmark.py --real                memory of the methods of real.py
     python tests/benchmark.py --bases               SmolLM2 with a base in fewer bits; needs the
                                                     packages of real.py and bitsandbytes
@@ -26,7 +26,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -79,54 +79,93 @@ def other_model(path, config):
     return other.GPT(other.GPTConfig(**vars(config), dropout=0.0, bias=False))
 
 
-def large_vocabulary(vocab_size):
-    """-> {"logits": work, "hidden states": work}: MoL on 4,096 tokens, forward and backward."""
+def large_vocabulary(which, vocab_size, count):
+    """A function of `which` that computes a loss of `count` tokens and its gradients."""
     torch.manual_seed(0)
-    B, T, C, V = 4, 1024, 256, vocab_size
-    hidden, base_hidden = torch.randn(B, T, C, requires_grad=True), torch.randn(B // 2, T, C)
-    head, base_head = torch.randn(V, C, requires_grad=True), torch.randn(V, C)
+    B, T, C, V = 4, count // 4, 576, vocab_size
+    hidden, head = (x.requires_grad_() for x in (torch.randn(B, T, C), torch.randn(V, C) / 24))
+    base_hidden, base_head = torch.randn(B, T, C), torch.randn(V, C) / 24
     targets = torch.randint(V, (B, T))
-    is_domain = torch.arange(B) < B // 2
+    loss, function = which.split(": ")
+    is_domain = torch.arange(B) < {"MoL": B // 2, "CE": B, "KL": 0}[loss]
+    of_base = base_hidden[~is_domain]
 
-    def from_logits():
-        base_logits = base_hidden @ base_head.T
-        losses.mixture_of_losses(hidden @ head.T, targets, is_domain, base_logits)[0].backward()
+    def ours():
+        return mixture_from_hidden(hidden, head, targets, is_domain, of_base, base_head)[0]
 
-    def from_hidden():
-        mixture_from_hidden(hidden, head, targets, is_domain, base_hidden,
-                                   base_head)[0].backward()
+    def before():
+        return old.mixture_from_hidden(hidden, head, targets, is_domain, of_base, base_head)[0]
 
-    return {"logits": from_logits, "hidden states": from_hidden}
+    def full_logits():
+        return losses.mixture_of_losses(hidden @ head.T, targets, is_domain,
+                                        of_base @ base_head.T)[0]
+
+    def trl():
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+        return ChunkedDivergenceFunction.apply(
+            hidden.flatten(0, 1), head, None, base_hidden.flatten(0, 1), base_head, None,
+            1.0)[0].mean()
+
+    def torchs():
+        from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+        return torch.nn.functional.linear_cross_entropy(
+            hidden.flatten(0, 1), head, targets.flatten(), options=LinearCrossEntropyOptions())
+
+    if function == "before":  # as it was, from the history of this repository
+        old = ModuleType("old")
+        exec(subprocess.run(["git", "show", f"{BEFORE}:losses.py"], cwd=Path(__file__).parent,
+                            capture_output=True, text=True, check=True).stdout, vars(old))
+    return {"here": ours, "before": before, "full logits": full_logits, "TRL": trl,
+            "torch": torchs}[function]
 
 
-def measure(name, vocab_size):
-    """Print the memory that a work takes above the start of this process, and its seconds."""
-    large_vocabulary(1000)[name]()  # warms up
-    work = large_vocabulary(vocab_size)[name]
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB
-    taken = seconds(work)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024, taken)
+BEFORE = "5541baf"  # the last commit that computed the logits again in the backward pass
+LARGE = [("MoL", 4096, vocab_size, ("full logits", "before", "here"))
+         for vocab_size in (50_257, 128_256)]
+LARGE += [("KL", 2048, 49_152, ("TRL", "here")), ("CE", 4096, 50_257, ("torch", "here"))]
 
 
-def memory():
-    for vocab_size in (50_257, 128_256, 262_144):
-        found = {}
-        for name in ("logits", "hidden states"):  # each in a process of its own
-            command = [sys.executable, __file__, "--measure", name, str(vocab_size)]
-            printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            found[name] = megabytes, taken = [*map(float, printed.split())]
-            print(f"MoL from {name:13}  4,096 tokens, vocabulary {vocab_size:,}: "
-                  f"{megabytes:,.0f} MB, {taken:.1f} s", flush=True)
-        ratios = [hidden / logits for logits, hidden in zip(*found.values())]
-        print(f"hidden states / logits: memory {ratios[0]:.3f}, time {ratios[1]:.2f}", flush=True)
+def measure(which, vocab_size, count):
+    """Print the MB that a loss takes above the start of this process, its seconds and its value."""
+    large_vocabulary(which, 1000, 64)().backward()  # warms up
+    loss = large_vocabulary(which, vocab_size, count)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    start, began, values = resident("VmRSS"), time.process_time(), []
+    taken = seconds(lambda: (values.append(loss()), values[0].backward()))
+    print(resident("VmHWM") - start, taken, time.process_time() - began, values[0].item())
+
+
+def resident(which):
+    """MB of this process: VmRSS now, VmHWM at the peak."""
+    return int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def memory(rounds=3):
+    """Each run in a process of its own, in turns; medians, and their ratios to the last line."""
+    for name, count, vocab_size, functions in LARGE:
+        found = {function: [] for function in functions}
+        for _ in range(rounds):
+            for function in functions:
+                done = subprocess.run(
+                    [sys.executable, __file__, "--measure", f"{name}: {function}", str(vocab_size),
+                     str(count)], capture_output=True, text=True)
+                if done.returncode:
+                    print(f"{function}: {done.stderr.splitlines()[-1]}", flush=True)
+                    continue
+                found[function].append([*map(float, done.stdout.split())])
+        found = {function: [*map(median, zip(*runs))] for function, runs in found.items() if runs}
+        print(f"{name}, {count:,} tokens, vocabulary {vocab_size:,}, width 576, "
+              f"{torch.get_num_threads()} threads", flush=True)
+        for function, (megabytes, taken, busy, value) in found.items():
+            ratios = [here / other for here, other in zip(found["here"], (megabytes, taken, busy))]
+            print(f"  {function:12} {megabytes:8,.0f} MB {taken:6.1f} s {busy:6.1f} CPU s, loss "
+                  f"{value:.4f}; here / this: memory 1/{1 / ratios[0]:.1f}, time {ratios[1]:.2f}, "
+                  f"CPU time {ratios[2]:.2f}", flush=True)
 
 
 def measure_real(label):
     """Print the MB of a training: weights, gradients, Adam, activations and the base of mol."""
     from plots.huggingface import real
-
-    def memory(which):
-        return int(re.search(rf"{which}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
     run, (model, tokenizer) = real.RUNS[label], real.load("")
     settings = replace(real.Settings(), steps=4, **run.settings)
@@ -135,10 +174,10 @@ def measure_real(label):
                             facts={"ABR": ("Available Bit Rate",)})
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    start = memory("VmRSS")
+    start = resident("VmRSS")
     real.taught(run.method, settings, 0, world)
     needs_base = run.method == "mol" and not settings.lora_rank
-    print(memory("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20)
+    print(resident("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20)
 
 
 def on_real():
@@ -315,6 +354,6 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["--measure-real"]:
         measure_real(sys.argv[2])
     elif sys.argv[1:2] == ["--measure"]:
-        measure(sys.argv[2], int(sys.argv[3]))
+        measure(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
         main(sys.argv[1:])

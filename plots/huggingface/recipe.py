@@ -1,43 +1,189 @@
-"""MoL on a Hugging Face model: a collator and a Trainer. Copy this file, hidden.py and losses.py.
+"""MoL on a Hugging Face model: a collator, the loss of a batch, and a Trainer.
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     base = copy.deepcopy(model)
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
     MolTrainer(model, TrainingArguments(..., bf16=True), collate, pairs, base=base).train()
 
-Load the weights in float32: in bfloat16 they lose small updates. example.py is a complete program.
-README.md explains the settings, memory, several processes, and tested versions.
+Copy this file, hidden.py and losses.py. example.py is a complete program. README.md explains the
+settings, precision, memory, sharding, and tested versions.
 """
 
 import inspect
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
+from transformers.utils import logging
 
-from losses import PADDING
+from losses import PADDING, mixture_of_losses
 from plots.huggingface.hidden import mixture_from_hidden
 
+logger = logging.get_logger(__name__)
 
-def collate(pairs):
-    """Pairs of rows (tokens, is_domain) -> input_ids and attention_mask (B, T), is_domain (B,).
 
-    A training item is (domain row, general row), so every batch is mixed 1:1. An evaluation item
-    may be (row,). MolTrainer makes the targets.
+def collate(items):
+    """Rows -> input_ids, attention_mask and labels (B, T), is_domain (B,).
+
+    A row is (tokens, is_domain) or {"input_ids": tokens, "is_domain": flag}. Labels of a dict may
+    be -100 at tokens that are no targets, such as the prompts of a chat. An item is a pair (domain
+    row, general row), which makes every batch mixed 1:1, or (row,), or a dict.
     """
     try:
-        tokens, flags = zip(*[(torch.as_tensor(tokens, dtype=torch.int64), bool(flag))
-                              for pair in pairs for tokens, flag in pair])
+        rows = [row if hasattr(row, "keys") else {"input_ids": row[0], "is_domain": row[1]}
+                for item in items for row in ([item] if hasattr(item, "keys") else item)]
+        tokens, labels = ([torch.as_tensor(row.get(name, row["input_ids"]), dtype=torch.int64)
+                           for row in rows] for name in ("input_ids", "labels"))
         masks = [torch.ones(len(row), dtype=torch.int64) for row in tokens]
-    except (TypeError, ValueError, RuntimeError) as error:
+        flags = torch.tensor([bool(row["is_domain"]) for row in rows])
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError("an item of the dataset must be ((domain tokens, True), (general tokens, "
-                         f"False)) or ((tokens, flag),), not {str(pairs[0])[:80]}") from error
+                         "False)), ((tokens, flag),) or {'input_ids': tokens, 'is_domain': flag}, "
+                         f"not {str(items[0])[:80]}") from error
     return {"input_ids": pad_sequence(tokens, batch_first=True),
             "attention_mask": pad_sequence(masks, batch_first=True),
-            "is_domain": torch.tensor(flags)}
+            "labels": pad_sequence(labels, batch_first=True, padding_value=PADDING),
+            "is_domain": flags}
+
+
+def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
+    """A batch of the collator -> the loss, its CE part and its KL part, as mixture_from_hidden.
+
+    base is frozen; None: the model without its adapters. Both may be in DDP, FSDP2 or DeepSpeed.
+    Only the forward pass of a head has a sharded weight whole. So the loss is computed inside the
+    forward pass of the model's head, and there inside that of the base's head.
+    """
+    tokens, is_general = batch["input_ids"], ~batch["is_domain"].bool()  # (B, T), (B,)
+    mask, positions, targets = mask_positions_targets(batch)
+    is_plain = [has_plain_head(some, mask) for some in ([model, base] if base else [model])]
+    is_learning, G, of_base, parts = torch.is_grad_enabled(), int(is_general.sum()), [], []
+    # Sharding needs a call of the base in every process, if only on a row that does not count.
+    is_called = G or torch.distributed.is_initialized()
+    rows = [x[is_general] if G else x[:1] for x in (tokens, mask, positions)]
+
+    def call_base(in_head):
+        some = base or unwrapped(model)
+        with torch.no_grad(), asleep(some, adapters=not base):
+            found = call(some, in_head, *rows)
+        for module in base.modules() if base else ():  # FSDP2 would wait for a backward pass
+            getattr(module, "reshard", lambda: None)()
+        return found
+
+    def mixture(hidden, weight, base_hidden, base_weight):
+        with torch.set_grad_enabled(is_learning):
+            parts[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden[:G],
+                                           base_weight, direction, strength, chunk)
+
+    def in_head(hidden, weight):
+        if base and is_called:
+            call_base(lambda *of_base: mixture(hidden, weight, *of_base))
+        else:
+            mixture(hidden, weight, of_base[0] if of_base else hidden[:0], weight)
+        return parts[0]
+
+    if not all(is_plain):
+        base_logits = call_base(None)[:G, :-1] if is_called else None
+        logits = call(model, None, tokens, mask, positions)[:, :-1]
+        return mixture_of_losses(logits, targets, ~is_general, base_logits, direction, strength)
+    if is_called and not base:
+        call_base(lambda hidden, weight: of_base.append(hidden))
+    return call(model, in_head, tokens, mask, positions).view(()), *parts[1:]
+
+
+def mask_positions_targets(batch):
+    """-> attention mask and positions (B, T), targets (B, T - 1). Padding may be on either side."""
+    tokens = batch["input_ids"]
+    mask = batch.get("attention_mask", torch.ones_like(tokens)).bool()
+    if "position_ids" in batch and not mask.all():
+        raise ValueError("position_ids need rows without padding, or documents are not apart")
+    is_target = mask[:, :-1] & mask[:, 1:]  # this position and the next one are tokens
+    if "labels" in batch:
+        is_target &= batch["labels"][:, 1:] != PADDING
+    positions = batch.get("position_ids", (mask.cumsum(1) - 1).clamp(min=0))
+    return mask, positions, tokens[:, 1:].masked_fill(~is_target, PADDING)
+
+
+def call(model, in_head, tokens, mask, positions):
+    """Call the model -> its logits, or what in_head returns in place of them.
+
+    in_head gets the input of the head, (B, T - 1, C), and its weight. A bias becomes a column.
+    """
+    plain = unwrapped(model, adapters=False)
+    head, more = plain.get_output_embeddings(), {}
+
+    @torch.compiler.disable
+    def forward(hidden):
+        hidden, weight = hidden[:, :-1], head.weight  # the last position has no target
+        if head.bias is not None:
+            hidden = F.pad(hidden, (0, 1), value=1.0)
+            weight = torch.cat([weight, head.bias[:, None]], dim=1)
+        found = in_head(hidden, weight)
+        return (hidden.new_zeros(1) if found is None else found).view(1, 1, 1)
+
+    if not mask.all():
+        more["attention_mask"] = mask.long()
+    if "position_ids" in inspect.signature(plain.forward).parameters:
+        more["position_ids"] = positions
+    with patch.object(head, "forward", forward) if in_head else nullcontext():
+        return model(input_ids=tokens, use_cache=False, **more).logits
+
+
+def unwrapped(model, adapters=True):
+    """The model without DDP, DeepSpeed and compilation and, if wished, without its adapters."""
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    return model if adapters else getattr(model, "get_base_model", lambda: model)()
+
+
+@contextmanager
+def asleep(model, adapters=False):
+    """Without dropout and, if wished, without adapters. peft would make frozen ones trainable."""
+    was_training, before = model.training, [(p, p.requires_grad) for p in model.parameters()]
+    with model.eval().disable_adapter() if adapters else nullcontext(model.eval()):
+        yield
+    model.train(was_training)
+    for p, requires_grad in before if adapters else ():
+        p.requires_grad_(requires_grad)
+
+
+@torch.no_grad()
+def has_plain_head(model, mask):
+    """Is the head linear, and the last thing the model does? ValueError if padding counts.
+
+    The first call tries the model on one row: alone, with padding, and without its adapters.
+    """
+    model, plain = unwrapped(model), unwrapped(model, adapters=False)
+    if "tried_by_mol" not in vars(model):
+        head, vocab_size = plain.get_output_embeddings(), plain.config.get_text_config().vocab_size
+        row = torch.linspace(1, vocab_size - 1, 8, device=plain.device).long()[None]
+        # The model gets large outputs in place of those of its head. Does it return them as such?
+        given = torch.linspace(-100, 100, vocab_size, device=row.device).bfloat16().to(plain.dtype)
+        with asleep(model), head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
+            logits = model(input_ids=row, use_cache=False).logits[0, -1]
+        is_plain = type(head) is torch.nn.Linear and logits.float().equal(given.float())
+        with asleep(model):
+            alone, changed_by = model(input_ids=row, use_cache=False).logits[0].float(), []
+        for what, left, right in (("positions from 0 on", 0, 0), ("padding on the left", 3, 0),
+                                  ("padding on the right", 0, 3), ("adapters", 0, 0)):
+            padded = F.pad(row, (left, right), value=int(row[0, 0]))
+            ones = F.pad(torch.ones_like(row), (left, right)).bool()
+            with asleep(model, what == "adapters" and hasattr(model, "disable_adapter")):
+                logits = call(model, None, padded, ones, (ones.cumsum(1) - 1).clamp(min=0))[ones]
+            if (logits - alone).norm() > 0.02 * (alone - alone.mean(dim=1, keepdim=True)).norm():
+                changed_by.append(what)
+        model.tried_by_mol = is_plain, changed_by
+    is_plain, changed_by = model.tried_by_mol
+    is_used = {"positions from 0 on": True, "padding on the left": not mask[:, 0].all(),
+               "padding on the right": not mask[:, -1].all(), "adapters": False}
+    for what in filter(is_used.get, changed_by):
+        raise ValueError(f"{what} should not change the logits of a row, but in "
+                         f"{type(plain).__name__} it does, and MoL would be wrong. Try rows of "
+                         "equal length, or padding on the other side")
+    return is_plain
 
 
 class MolTrainer(Trainer):
@@ -46,20 +192,16 @@ class MolTrainer(Trainer):
     base                          the frozen model of the KL; None: the model without its adapters
     direction, strength, chunk    as in mixture_from_hidden
 
-    The loss of a step is the mean over its micro-batches and processes. Raises ValueError for
-    settings that would make the loss wrong.
+    The loss of a step is the mean over its micro-batches and processes. predict() returns the CE
+    and KL parts of batches. Raises ValueError for settings that would make the loss wrong.
     """
 
     def __init__(self, model=None, args=None, data_collator=collate, *arguments, base=None,
                  direction="reverse", strength=1.0, chunk=None, **named):
         super().__init__(model, args, data_collator, *arguments, **named)
         self.refuse_what_is_wrong(base)
-        if base and base.device != self.args.device:  # a base in 8 bit cannot be moved
-            base = base.to(self.args.device)
-        self.base = base.requires_grad_(False).eval() if base else None
+        self.base = self.prepared(base.requires_grad_(False).eval()) if base else None
         self.options = {"direction": direction, "strength": strength, "chunk": chunk}
-        self.head = head_of(self.model)
-        self.base_head = head_of(base) if base else self.head
         self.sums = torch.zeros(4, device=self.args.device)  # CE, KL, domain rows, general rows
         self.args.remove_unused_columns = False  # otherwise is_domain is removed
         self.label_names = ["is_domain"]  # otherwise evaluation has no loss
@@ -67,104 +209,87 @@ class MolTrainer(Trainer):
         # number of tokens, and gradients grow with the number of micro-batches.
         self.model_accepts_loss_kwargs = False
 
-        row = self._prepare_inputs(collate([((range(16), False),)]))
-        with torch.no_grad():
-            _, _, kl = self.mixture(self.model.eval(), row)
-        if not base and kl > 1e-2:
-            raise ValueError(f"the adapters already change the model (KL {kl:.2g}): continue with "
-                             "train(resume_from_checkpoint=...), or give the base model as base=")
+    def prepared(self, base):
+        """The base on the device of the model, in shards if the model will be."""
+        if self.is_deepspeed_enabled:
+            config = dict(self.accelerator.state.deepspeed_plugin.deepspeed_config)
+            if config["zero_optimization"]["stage"] == 3:
+                import deepspeed
+                config = {k: v for k, v in config.items() if k not in ("optimizer", "scheduler")}
+                return deepspeed.initialize(model=base, config=config)[0]
+        elif self.is_fsdp_enabled:
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+            return fsdp2_prepare_model(self.accelerator, base)
+        return base if base.device == self.args.device else base.to(self.args.device)  # 8 bit stays
 
     def refuse_what_is_wrong(self, base):
         args, model = self.args, self.model
         adapters = getattr(model, "peft_config", {}).values()
         shared = base and {*map(id, model.parameters())} & {*map(id, base.parameters())}
+        config, base_config = (some.config.get_text_config() for some in (model, base or model))
         for is_wrong, needed in [
             (args.n_gpu > 1, "one GPU per process: CUDA_VISIBLE_DEVICES=0, or torchrun"),
-            (args.label_smoothing_factor, "label_smoothing_factor=0"),
-            (getattr(args, "train_sampling_strategy", "") == "group_by_length",
-             "rows in any order: a pair of rows has no length to group by"),
-            (self.compute_loss_func or self.compute_metrics or self.model_init,
-             "no compute_loss_func, compute_metrics or model_init"),
-            (getattr(model.config, "output_router_logits", False), "output_router_logits=False"),
+            (args.label_smoothing_factor or self.compute_loss_func or self.compute_metrics
+             or self.model_init
+             or getattr(args, "train_sampling_strategy", "") == "group_by_length",
+             "no label smoothing, compute_loss_func, compute_metrics, model_init, group_by_length"),
+            (getattr(config, "output_router_logits", False), "output_router_logits=False"),
+            (self.is_fsdp_enabled and not self.accelerator.is_fsdp2, "fsdp_version 2"),
             (shared, "base=copy.deepcopy(model), made before adapters; it shares weights"),
-            (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
-            (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
-             "adapters with bias='none', or a base: the biases would change the base"),
+            (config.vocab_size != base_config.vocab_size, "a base with the same vocabulary"),
             (base and Path(base.name_or_path, "trainer_state.json").exists(),
              "the original model as base; to continue use train(resume_from_checkpoint=...)"),
+            (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
+            (any(a.is_prompt_learning for a in adapters), "adapters that add no tokens to rows"),
+            (model.config.tie_word_embeddings and any(hasattr(end, "base_layer") for end in (
+                model.get_input_embeddings(), model.get_output_embeddings())),
+             "no adapters on tied embeddings: peft merges them wrongly"),
+            (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
+             "adapters with bias='none', or a base: the biases would change the base"),
+            (not base and any(str(getattr(a, "init_lora_weights", "")).lower().startswith(
+                ("pissa", "olora", "corda", "loftq", "lora_ga")) for a in adapters),
+             "a base, or another init_lora_weights: this one changes the base"),
         ]:
             if is_wrong:
                 raise ValueError(f"MolTrainer needs {needed}")
+        if not self.is_deepspeed_enabled and any(
+                p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
+                for p in model.parameters()):
+            logger.warning("Trained weights in 16 bits lose most of their small updates: load the "
+                           "model with dtype=torch.float32")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "is_domain" not in inputs:
             raise ValueError("a batch has no is_domain: use the collate of this file, or add it")
         with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
-            loss, ce, kl = self.mixture(model, inputs)
+            loss, ce, kl = mol_loss(model, self.base, inputs, **self.options)
         if model.training:
-            count, domain = len(inputs["is_domain"]), inputs["is_domain"].sum()
-            self.sums += torch.stack([ce * count, kl * count, domain, count - domain]).detach()
+            if not (self.base or self.state.global_step) and (
+                    "adapters" in unwrapped(model).tried_by_mol[1]):
+                raise ValueError("the adapters already change the model: continue with "
+                                 "train(resume_from_checkpoint=...), or give the base as base=")
+            has_target = (mask_positions_targets(inputs)[2] != PADDING).any(dim=1)  # (B,)
+            if not has_target.any():
+                logger.warning_once("a batch has no target, only padding or labels of -100")
+            domain = (has_target & inputs["is_domain"].bool()).sum()
+            self.sums += torch.stack([ce * len(has_target), kl * len(has_target), domain,
+                                      has_target.sum() - domain]).detach()
         return (loss, {"ce": ce, "kl": kl}) if return_outputs else loss
 
     def log(self, logs, *more):
-        """Add the mean CE of the domain rows and the mean KL of the general rows."""
+        """Add the mean CE of the domain rows and the mean KL of the general rows, with targets."""
         if "loss" in logs:
             ce, kl, domain, general = self.accelerator.reduce(self.sums).tolist()
-            logs |= {"ce": ce / max(domain, 1), "kl": kl / max(general, 1)}
+            means = {"ce": (ce, domain), "kl": (kl, general)}
+            logs |= {name: sum / count for name, (sum, count) in means.items() if count}
         if "loss" in logs or "train_loss" in logs:
             self.sums.zero_()
         super().log(logs, *more)
 
-    def mixture(self, model, inputs):
-        """A batch of the collator -> the loss, its CE part and its KL part."""
-        tokens = inputs["input_ids"]  # (B, T)
-        mask = inputs.get("attention_mask", torch.ones_like(tokens)).bool()
-        if "position_ids" in inputs and not mask.all():
-            raise ValueError("position_ids need rows without padding, or documents are not apart")
-        is_domain = inputs["is_domain"].bool()  # (B,)
-        # A position has a target if it and the next one are tokens. Padding may be on the left.
-        is_target = mask[:, :-1] & mask[:, 1:]
-        if "labels" in inputs:
-            is_target &= inputs["labels"][:, 1:] != PADDING
-        targets = tokens[:, 1:].masked_fill(~is_target, PADDING)  # (B, T - 1)
-        positions = inputs.get("position_ids", (mask.cumsum(1) - 1).clamp(min=0))  # (B, T)
-        of_base = None, None
-        if not is_domain.all():
-            rows, was_training = [x[~is_domain] for x in (tokens, mask, positions)], model.training
-            base = self.base or self.accelerator.unwrap_model(model)
-            with torch.no_grad(), nullcontext() if self.base else base.disable_adapter():
-                of_base = hidden_and_head(base.eval(), self.base_head, *rows)  # without dropout
-            model.train(was_training)
-        hidden, head = hidden_and_head(model, self.head, tokens, mask, positions)
-        return mixture_from_hidden(hidden, head, targets, is_domain, *of_base, **self.options)
-
-
-def hidden_and_head(model, head, tokens, mask, positions):
-    """The input of the head at all positions but the last, (B, T - 1, C), and the head.
-
-    DDP needs a call of the whole model. A hook keeps the input of the head and passes only the last
-    position to the head. If the head is None: the logits, and an identity head.
-    """
-    plain = extract_model_from_parallel(model, keep_torch_compile=False)
-    plain = getattr(plain, "get_base_model", lambda: plain)()  # without adapters
-    more = {} if mask.all() else {"attention_mask": mask.long()}
-    if "position_ids" in inspect.signature(plain.forward).parameters:
-        more["position_ids"] = positions
-    kept = []
-    with plain.get_output_embeddings().register_forward_pre_hook(
-            lambda module, inputs: kept.append(inputs[0]) or (inputs[0][:, -1:],)
-            ) if head else nullcontext():
-        logits = model(input_ids=tokens, use_cache=False, **more).logits
-    return (kept[0] if head else logits)[:, :-1], head or torch.nn.Identity()
-
-
-def head_of(model):
-    """The model's head, or None if the model changes its output, for example with a soft cap."""
-    head = model.get_output_embeddings()
-    # The model gets large outputs in place of those of its head. Does it return them unchanged?
-    given = torch.linspace(-100, 100, len(head.weight), device=model.device, dtype=model.dtype)
-    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    with torch.no_grad(), head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
-        logits = model(input_ids=token, use_cache=False).logits
-    is_plain = type(head) is torch.nn.Linear and torch.equal(logits[0, 0].float(), given.float())
-    return head if is_plain else None
+    def get_eval_dataloader(self, *arguments):
+        loader = super().get_eval_dataloader(*arguments)
+        if self.args.world_size > 1 and (
+                len(loader.dataset) % (self.args.world_size * self.args.eval_batch_size)):
+            logger.warning_once("the evaluation set does not divide into full batches of all "
+                                "processes: its losses count some rows twice")
+        return loader
