@@ -1,0 +1,134 @@
+"""What do the means hide? Rounding noise, single questions, held-out wordings, one setting.
+
+Noise: the same run again, from weights multiplied by (1 + 1e-6 times a normal number). A difference
+below twice the standard deviation of such runs is no finding. lost, gained: of the questions that
+the base answers, or does not answer, how many the model does not, or does.
+"""
+
+import copy
+from dataclasses import replace
+from statistics import mean, stdev
+
+import torch
+
+from eval import evaluate, heldout_windows, score_probes
+from losses import kl_divergence
+from plots import contexts, runs
+from plots.runs import Run
+from plots.tables import (GENERAL_SKILLS, SUMMARY, cell, ends, kept, kl, learnt, markdown, of,
+                          skill, table)
+from plots.texts import test_on_text
+from plots.wordings import heldout_wordings, unseen_text
+from train import continue_pretraining
+
+TEXTS = {"right answers": {"general_errors": 0.0}, "10% wrong": {"general_errors": 0.1},
+         "70% wrong": {"general_errors": 0.7}}
+CASES = [("ce", "70% wrong"), *((method, text) for text in TEXTS for method in ("replay", "mol"))]
+NOISES = 3  # runs, the one without noise too
+NOISY = [case for case in CASES if case != ("mol", "right answers") and "10%" not in case[1]]
+
+
+def in_detail(method, settings, seed, world, base, noise=0):
+    """A run whose rows have items, {skill: "110..."}, a digit per question, and two more KL.
+
+    other_kl: on text in other words, which no method reads. domain_kl: forward, on domain text, as
+    in arXiv 2509.04259. Both are in nats per token.
+    """
+    world = replace(world, probes=world.probes | heldout_wordings(seed))
+    unseen, start = unseen_text("other beginnings", seed, world), copy.deepcopy(base)
+    generator = torch.Generator().manual_seed(noise)
+    with torch.no_grad():
+        for weight in start.parameters() if noise else ():
+            weight *= 1 + 1e-6 * torch.randn(weight.shape, generator=generator)
+
+    @torch.no_grad()
+    def test(model):
+        domain = heldout_windows(world.heldout_domain, settings.block_size)[:, :-1]  # (B, T)
+        of_domain = kl_divergence(model(domain), base(domain), "forward").mean().item()
+        items = {name: "".join(f"{score_probes(model, world.tokenizer, [probe])[0]:.0f}"
+                               for probe in world.probes[name]) for name in GENERAL_SKILLS}
+        return {**evaluate(model, base, world), "items": items, "domain_kl": of_domain,
+                **test_on_text("other", model, base, unseen)}
+
+    return continue_pretraining(method, settings, seed, world, start, test)[1]
+
+
+def importance_of(method, settings, seed, world, base, text):
+    """EWC whose importance is computed on another text than the general one."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = {"domain text": world.domain, "random tokens": torch.randint(
+        world.tokenizer.n_vocab, world.general.shape, generator=generator)}
+    return continue_pretraining(method, settings, seed, replace(world, general=texts[text]), base,
+                                lambda model: evaluate(model, base, world))[1]
+
+
+def run(method, text, noise=0):
+    how = {"noise": noise} if noise else {}
+    return Run(method, {**TEXTS[text], "eval_every": 250}, in_detail, how, 1)
+
+
+def overlap(share, **setting):
+    found = contexts.overlap("mol", share)
+    return found._replace(settings={**found.settings, **setting}, seeds=3)
+
+
+OVERLAP = {f"25% domain documents, {name} {value}": overlap(0.25, **{name: value})
+           for name, value in (("strength", 0.3), ("kl", "forward"))}
+EWC = {f"ewc, importance on {text}, strength {strength:g}": Run(
+    "ewc", {"strength": strength, "eval_every": 250}, importance_of, {"text": text}, 1)
+    for text in ("domain text", "random tokens") for strength in (1e2, 1e3, 1e4, 1e5)}
+RUNS = {f"{method}, {text}": run(method, text) for method, text in CASES}
+RUNS |= {f"{method}, {text}, noise {n}": run(method, text, n) for method, text in NOISY
+         for n in range(1, NOISES)} | OVERLAP | EWC
+
+
+# --- the tables ----------------------------------------------------------------------------------
+
+VALUES = {name: (value, digits + 1) for name, (value, digits) in SUMMARY.items()} | {
+    "domain, held-out wordings, %": (skill("held-out wordings"), 1),
+    "KL in other words": (of("other_kl"), 2), "forward KL on domain text": (of("domain_kl"), 2)}
+
+
+def changed(rows, before, after):
+    """Of the questions of all skills, how many went from one digit to the other in a run."""
+    return sum(pair == (before, after) for name in GENERAL_SKILLS
+               for pair in zip(rows[0]["items"][name], rows[-1]["items"][name]))
+
+
+def against_kl(lines, least=90):
+    """What runs keep, by their KL to the base. One point per setting that learnt the domain."""
+    points = {}
+    for line in lines:
+        row, settings = line["rows"][-1], line["settings"] | {"eval_every": 0}
+        if (settings.get("base_steps"), settings.get("n_embd")) != (1000, 128):
+            continue  # another base, or a real model
+        if "domain" in row["accuracy"] and learnt(row) >= least:
+            key = line["method"], str(line["how"]), str(settings)
+            points.setdefault(key, []).append((kl(row), kept(row)))
+    points = [tuple(map(mean, zip(*seeds))) for seeds in points.values()]
+    bins = [["KL to the base", "settings", "general skills, %"]]
+    for low, high in ((0, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.5), (0.5, 1), (1, 2), (2, 99)):
+        some = [skills for nats, skills in points if low <= nats < high]
+        bins.append([f"{low}-{high}", str(len(some)), cell(some, 0)])
+    return markdown(bins)
+
+
+def tell(results):
+    lines = {f"{method}, {text}": results(run(method, text)) for method, text in CASES}
+    noise = [["standard deviation, seed 0", *VALUES]]
+    items = [["questions of 430", "lost", "gained"]]
+    for method, text in NOISY:
+        seeds = [results(run(method, text, n))[0] for n in range(NOISES)]
+        noise.append([f"{method}, {text}", *(f"{stdev(ends(seeds, value)):.{digits}f}"
+                                             for value, digits in VALUES.values())])
+    for label, seeds in lines.items():
+        items.append([label, *(cell([changed(rows, *pair) for rows in seeds], 1)
+                               for pair in ("10", "01"))])
+    others = {label: results(run) for label, run in (OVERLAP | EWC).items()}
+    return "\n\n".join([table("method", lines, VALUES), markdown(noise), markdown(items),
+                        table("one setting changed", others),
+                        against_kl(runs.read_runs(runs.HERE / "runs.jsonl").values())])
+
+
+if __name__ == "__main__":
+    runs.main("details", RUNS, None, __doc__, tell)
