@@ -32,7 +32,8 @@ from train import METHODS, Settings, continue_pretraining, parse
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {name: importlib.import_module(f"plots.{name}") for name in
-               ("amount", "contexts", "headline", "quality", "rivals", "scale")}
+               ("amount", "contexts", "details", "domains", "headline", "quality", "rivals", "scale",
+                "wordings")}
 LINES = runs.read_runs(ROOT / "plots" / "runs.jsonl")
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
         "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--device", "cpu"]

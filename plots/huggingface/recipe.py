@@ -3,7 +3,7 @@
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     base = copy.deepcopy(model)
     pairs = [((domain_tokens, True), (general_tokens, False)), ...]
-    MolTrainer(model, TrainingArguments(..., bf16=True), collate, pairs, base=base).train()
+    MolTrainer(model, TrainingArguments(...), collate, pairs, base=base).train()
 
 Copy this file, hidden.py and losses.py. example.py is a complete program. README.md explains the
 settings, precision, memory, sharding, and tested versions.
@@ -22,7 +22,11 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from losses import PADDING, mixture_of_losses
-from plots.huggingface.hidden import mixture_from_hidden
+
+try:
+    from plots.huggingface.hidden import mixture_from_hidden
+except ImportError:  # a copy, with hidden.py and losses.py beside it
+    from hidden import mixture_from_hidden
 
 logger = logging.get_logger(__name__)
 
