@@ -3,7 +3,6 @@
 import gzip
 import math
 import sys
-from pydoc_data import topics
 
 import pytest
 import torch
@@ -16,10 +15,10 @@ from plots import runs  # noqa: E402
 from plots.huggingface import questions, real  # noqa: E402
 
 WORDS = "active basic common direct early fast given hybrid inner joint known local".split()
-VERA = "".join(f"{word[0].upper()}XY\n  {word} eXchange (ATM, UNI)\n \n" for word in WORDS)
+VERA = "".join(f"{word[0].upper()}XY\n  {word} eXchange (ATM, UNI)\n \n" for word in WORDS) + (
+    "ZZZ\n  A Game (slang)\n \n")
 WORDNET = "".join(f"{word}\n    n 1: a word that is read\n         in this test [syn: {{other}}]\n"
-                  for word in WORDS)
-NOT_READ = "ZZZ\n  A Game (slang)\n \n", """two\n    n 1: a word that has two meanings
+                  for word in WORDS) + """two\n    n 1: a word that has two meanings
     2: another one\niron\n    n 1: a heavy metallic element that is not asked\nlast\n"""
 
 
@@ -27,8 +26,8 @@ NOT_READ = "ZZZ\n  A Game (slang)\n \n", """two\n    n 1: a word that has two me
 def folder(tmp_path_factory):
     """A tiny random model in bfloat16, its tokenizer, and small dictionaries."""
     folder = tmp_path_factory.mktemp("model")
-    for name, text in (("vera", VERA + NOT_READ[0]), ("wordnet", WORDNET + NOT_READ[1])):
-        (folder / name).write_bytes(gzip.compress(text.encode()))
+    (folder / "vera").write_bytes(gzip.compress(VERA.encode()))
+    (folder / "wordnet").write_bytes(gzip.compress(WORDNET.encode()))
     letters = ByteLevelBPETokenizer()
     letters.train_from_iterator([""], vocab_size=257, special_tokens=["<end>"])
     PreTrainedTokenizerFast(
@@ -45,7 +44,7 @@ def program(folder, tmp_path, monkeypatch, capsys):
     """(flags) -> exit code, output and errors of real.py, on ten countries and short texts."""
     ten = dict([*questions.countries().items()][:10])
     monkeypatch.setattr(questions, "countries", lambda: ten)
-    monkeypatch.setattr(topics, "topics", dict([*topics.topics.items()][:12]))
+    monkeypatch.setattr("pydoc_data.topics.topics", {x: f"the topic {x} " * 99 for x in WORDS})
 
     def run(**changed):
         flags = {"model": folder, "vera": folder / "vera", "wordnet": folder / "wordnet",
@@ -57,17 +56,15 @@ def program(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_each_run_differs_from_the_others_and_is_made_once(program, tmp_path):
-    code, output, errors = program()
-    count = len(real.SEARCH)
+    (code, output, errors), count = program(), len(real.SEARCH)
     assert code == 0 and f"{count} runs, {count} to make" in output, errors
-    lines = [*runs.read_runs(tmp_path / "runs.jsonl", real.Settings()).values()]
-    assert len({line["rows"][1]["kl_to_base"] for line in lines}) == len(lines) == count
-    assert all(line["rows"][0]["kl_to_base"] == 0 < line["rows"][1]["kl_to_base"] for line in lines)
-    kl = {line["settings"]["share"]: line["rows"][1]["kl_to_base"] for line in lines
-          if line["method"] == "ce" and line["settings"]["lr"] == 3e-4}
-    assert kl[0.25] < kl[0.5] < kl[0.75] < kl[1]  # interpolated: the more, the further
     assert all(f"| {label} " in output for label in real.RUNS)
-    assert (tmp_path / "real.png").stat().st_size > 10_000
+    assert (tmp_path / "real.png").exists()
+    lines = runs.read_runs(tmp_path / "runs.jsonl", real.Settings()).values()
+    kl = [line["rows"][1]["kl_to_base"] for line in lines]
+    assert len({0, *kl}) - 1 == len(lines) == count
+    near = {line["settings"]["share"]: x for line, x in zip(lines, kl) if line["method"] == "ce"}
+    assert near[0.25] < near[0.5] < near[0.75]  # interpolated: the more, the further
     assert f"{count} runs, 0 to make" in program()[1]
 
 
@@ -76,10 +73,10 @@ def test_the_options_have_the_probabilities_that_whole_rows_give(folder):
     options, asked = ("b", "longer", "c d e", "another one"), ["a text", "other", "a", "and a last"]
     found = real.probabilities(model, tokenizer, [real.Question("", "", x, options) for x in asked])
     for text, probabilities in zip(asked, found):
-        rows = [torch.tensor(tokenizer.encode(f"{text} {option}")) for option in options]
-        log_p = [model(row[None]).logits[0].log_softmax(-1)[range(len(row) - 1), row[1:]]
-                 for row in rows]
-        nats = torch.stack([some[len(tokenizer.encode(text)) - 1:].sum() for some in log_p])
+        nats, start = torch.zeros(4), len(tokenizer.encode(text))
+        for i, row in enumerate(tokenizer.encode(f"{text} {option}") for option in options):
+            log_p = model(torch.tensor([row])).logits[0].log_softmax(-1)  # (T, V)
+            nats[i] = log_p[range(start - 1, len(row) - 1), row[start:]].sum()
         torch.testing.assert_close(torch.tensor(probabilities), nats.softmax(0), atol=0.02, rtol=0)
 
 
@@ -100,29 +97,26 @@ def test_the_general_texts(folder):
 
 
 def test_the_subjects_of_the_questions_are_those_of_the_committed_runs():
-    asked = questions.all_questions({"ABR": ("Available Bit Rate", "b", "c", "d")}, ["In Fiji"])
+    asked = questions.all_questions({"ABR": ("a", "b", "c", "d")}, ["In Fiji"])
     letters = questions.subjects("".join(question.kind for question in asked))
-    letters = {question.begun: letter for question, letter in zip(asked, letters)}
-    for begun, letter in {"The abbreviation ABR is short for": "d", "The capital of Fiji is": "C",
-                          "The capital of Mali is": "c", "Fiji is a country in": "r",
-                          "The chemical symbol of Iron is": "e"}.items():
-        assert letters[begun] == letter
+    found = dict(zip([question.begun for question in asked], letters))
+    assert "dCcre" == "".join(found[begun] for begun in (
+        "The abbreviation ABR is short for", "The capital of Fiji is", "The capital of Mali is",
+        "Fiji is a country in", "The chemical symbol of Iron is"))
     lines = runs.read_runs(runs.HERE / "runs.jsonl", real.Settings()).values()
     kinds, = {line["rows"][0]["kinds"] for line in lines if line["work"] == "on_a_real_model"}
     assert len(kinds) - real.FACTS == len(asked) - 1 and kinds.count("d") == real.FACTS
 
 
 def test_the_interval_holds_questions_and_seeds():
-    """Seeds that differ more than questions widen it; every fifth question is left out."""
     def seed(right, elements="n" * questions.ELEMENTS):
         return [{"kinds": "d" * len(right) + elements}, {"plain": {"right": right + elements}}]
-
-    which = "plain", "d", "right"
-    middle, low, high = real.interval([seed("10" * 100)], *which)
+    half = seed("10" * 100)
+    middle, low, high = real.interval([half], "plain", "d", "right")
     assert middle == 50 and 40 < low < 45 and 55 < high < 60
-    assert real.interval([seed("1" * 50), seed("0" * 50)], *which) == (50, 0, 100)
-    assert real.interval([seed("10" * 100)], *which, base=seed("10" * 100)) == (0, 0, 0)
-    assert real.scores(seed("0111101111"), *which, choice=True) == [0, 0]
+    assert real.interval([seed("1" * 50), seed("0" * 50)], "plain", "d", "right") == (50, 0, 100)
+    assert real.interval([half], "plain", "d", "right", base=half) == (0, 0, 0)
+    assert real.scores(seed("0111101111"), "plain", "d", "right", choice=True) == [0, 0]
 
 
 @pytest.mark.parametrize("flags, told", [
