@@ -15,8 +15,8 @@ from plots import runs  # noqa: E402
 from plots.huggingface import questions, real  # noqa: E402
 
 WORDS = "active basic common direct early fast given hybrid inner joint known local".split()
-VERA = "".join(f"{word[0].upper()}XY\n  {word} eXchange (ATM, UNI)\n \n" for word in WORDS) + (
-    "ZZZ\n  A Game (slang)\n \n")
+VERA = "ZZZ\n  A Game (slang)\n \n" + "".join(
+    f"{word[0].upper()}XY\n  {word} eXchange (ATM, UNI)\n \n" for word in WORDS)
 WORDNET = "".join(f"{word}\n    n 1: a word that is read\n         in this test [syn: {{other}}]\n"
                   for word in WORDS) + """two\n    n 1: a word that has two meanings
     2: another one\niron\n    n 1: a heavy metallic element that is not asked\nlast\n"""
@@ -58,8 +58,7 @@ def program(folder, tmp_path, monkeypatch, capsys):
 def test_each_run_differs_from_the_others_and_is_made_once(program, tmp_path):
     (code, output, errors), count = program(), len(real.SEARCH)
     assert code == 0 and f"{count} runs, {count} to make" in output, errors
-    assert all(f"| {label} " in output for label in real.RUNS)
-    assert (tmp_path / "real.png").exists()
+    assert all(f"| {label} " in output for label in real.RUNS) and (tmp_path / "real.png").exists()
     lines = runs.read_runs(tmp_path / "runs.jsonl", real.Settings()).values()
     kl = [line["rows"][1]["kl_to_base"] for line in lines]
     assert len({0, *kl}) - 1 == len(lines) == count
@@ -70,6 +69,7 @@ def test_each_run_differs_from_the_others_and_is_made_once(program, tmp_path):
 
 def test_the_options_have_the_probabilities_that_whole_rows_give(folder):
     model, tokenizer = real.load(folder)
+    assert model.dtype == torch.float32  # though it is saved in bfloat16
     options, asked = ("b", "longer", "c d e", "another one"), ["a text", "other", "a", "and a last"]
     found = real.probabilities(model, tokenizer, [real.Question("", "", x, options) for x in asked])
     for text, probabilities in zip(asked, found):
@@ -98,8 +98,7 @@ def test_the_general_texts(folder):
 
 def test_the_subjects_of_the_questions_are_those_of_the_committed_runs():
     asked = questions.all_questions({"ABR": ("a", "b", "c", "d")}, ["In Fiji"])
-    letters = questions.subjects("".join(question.kind for question in asked))
-    found = dict(zip([question.begun for question in asked], letters))
+    found = dict(zip([q.begun for q in asked], questions.subjects("".join(q.kind for q in asked))))
     assert "dCcre" == "".join(found[begun] for begun in (
         "The abbreviation ABR is short for", "The capital of Fiji is", "The capital of Mali is",
         "Fiji is a country in", "The chemical symbol of Iron is"))
