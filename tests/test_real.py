@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         chat_template="user {{ messages[0].content }} assistant ").save_pretrained(folder)
     LlamaForCausalLM(LlamaConfig(
         vocab_size=257, eos_token_id=0, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2)).bfloat16().save_pretrained(folder)
+        num_attention_heads=2, initializer_range=0.2)).bfloat16().save_pretrained(folder)
     return folder
 
 
@@ -70,28 +70,28 @@ def test_each_run_differs_from_the_others_and_is_made_once(program, tmp_path):
 def test_the_options_have_the_probabilities_that_whole_rows_give(folder):
     model, tokenizer = real.load(folder)
     assert model.dtype == torch.float32  # though it is saved in bfloat16
-    options, asked = ("b", "longer", "c d e", "another one"), ["a text", "other", "a", "and a last"]
+    options, asked = ("b", "cd", "efg", "h i"), ["a text", "other", "a", "and a last"]
     found = real.probabilities(model, tokenizer, [real.Question("", "", x, options) for x in asked])
     for text, probabilities in zip(asked, found):
         nats, start = torch.zeros(4), len(tokenizer.encode(text))
         for i, row in enumerate(tokenizer.encode(f"{text} {option}") for option in options):
             log_p = model(torch.tensor([row])).logits[0].log_softmax(-1)  # (T, V)
             nats[i] = log_p[range(start - 1, len(row) - 1), row[start:]].sum()
-        torch.testing.assert_close(torch.tensor(probabilities), nats.softmax(0), atol=0.02, rtol=0)
+        assert (torch.tensor(probabilities).log() - nats.log_softmax(0)).abs().max() < 0.3
 
 
 def test_the_general_texts(folder):
-    settings = real.Settings(steps=4, length=96, wordnet=folder / "wordnet")
+    settings = real.Settings(steps=6, length=96, wordnet=folder / "wordnet")
     model, tokenizer = real.load(folder)
     texts = questions.general_texts(settings, model, tokenizer)
-    assert {len(rows) for rows in texts.values()} == {16}
+    assert {len(rows) for rows in texts.values()} == {24}
     right, wrong = ("".join(map(tokenizer.decode, texts[text])) for text in ("right", "wrong"))
     assert "Gabon is Libreville" in right and "Gabon is Lib" not in wrong and "Gabon is" in wrong
     for before, after in zip(texts["right"], texts["answers"]):
         logits = model(torch.tensor([after])).logits[0, 23:-1, 1:]  # without <end>
         assert after[:24] == before[:24] and (logits.argmax(-1) + 1).tolist() == after[24:]
     assert {row[0] for row in texts["samples"]} == {tokenizer.eos_token_id}
-    assert {tokenizer.decode(row) for row in texts["chats"][8:]} < {
+    assert {tokenizer.decode(row) for row in texts["chats"][12:]} == {
         f"user What does {word} mean? assistant a word that is read in this test<end>"
         for word in WORDS}
 
