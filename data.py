@@ -256,8 +256,8 @@ def make_world(settings, seed):
         probes = read_questions(settings.questions, world)
         prompts = [questions[0][0] for questions in probes.values()] + world.prompts
         world = replace(world, probes=probes, prompts=prompts)
-    longest = max((len(encode(world.tokenizer, "\n" + prompt + answer))
-                   for probes in world.probes.values() for prompt, answer in probes), default=0)
+    longest = max((len(encode(world.tokenizer, "\n" + prompt)) + len(encode(world.tokenizer, right))
+                   for probes in world.probes.values() for prompt, right in probes), default=0)
     if longest > settings.block_size + 1:
         raise BadInput(f"--block-size {settings.block_size}: use at least {longest - 1}")
     return replace(world, **texts)
@@ -289,11 +289,13 @@ class BadInput(ValueError):
     """A setting or a file that cannot be used. Its message is for the user."""
 
 
-RUN_FILES = "metrics.jsonl", "settings.json"  # of train.py; both are in the folder of a run
+RUN_FILES = "metrics.jsonl", "settings.json", "page.html"  # texts in the folder of a run
 
 
 def text_world(general_paths, domain_paths, vocab_size):
     """The world of UTF-8 files and folders. Its pretraining text is the general text."""
+    if not general_paths or not domain_paths:
+        raise BadInput("--general and --domain: give both")
     domain = read_texts("domain", domain_paths)
     known = {one_line(text) for text in domain} | {line for text in domain for line in lines(text)}
     general, heldout_general = hold_out("general", read_texts("general", general_paths, known))
@@ -308,7 +310,11 @@ def read_questions(path, world):
     """Lines of prompt, tab, answer, and perhaps tab, skill -> {skill: [(prompt, answer), ...]}."""
     probes, known = defaultdict(list), 0
     trained = world.tokenizer.decode(torch.cat([world.general, world.domain]).tolist())
-    for line in filter(str.strip, read_text(Path(path)).splitlines()):
+    try:
+        text = read_text(Path(path))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--questions {path}: {getattr(error, 'strerror', 0) or error}") from None
+    for line in filter(str.strip, text.splitlines()):
         prompt, answer, skill, *_ = *line.split("\t"), "questions", "questions"
         if "\t" not in line or not prompt.strip() or not answer.strip():
             raise BadInput(f"--questions {path}: use prompt, tab, answer: {line!r}")
@@ -339,7 +345,7 @@ def read_texts(corpus, paths, known=()):
             try:
                 text = read_text(file)
                 kept = "".join(line for line in text.splitlines(keepends=True)
-                               if one_line(line) not in known)
+                               if len(one_line(line)) < 20 or one_line(line) not in known)
                 if one_line(text) in known or not kept.strip():
                     skipped["in --domain too"].append(str(file))
                 else:
@@ -364,7 +370,7 @@ def read_text(file):
     """The text of a UTF-8 file in Unicode NFC, with line feeds only. Raises ValueError, OSError."""
     if file.exists() and not file.is_file():
         raise OSError("not a regular file or a readable folder")  # a pipe could block for ever
-    if file.name in RUN_FILES and all(file.with_name(name).exists() for name in RUN_FILES):
+    if file.name in RUN_FILES and all(file.with_name(name).exists() for name in RUN_FILES[:2]):
         raise ValueError("made by train.py")
     text = file.read_bytes().decode("utf-8-sig")
     if "\0" in text:

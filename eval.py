@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data import BadInput, encode, make_world
 from losses import PADDING, cross_entropy, kl_divergence, log_probs
 from model import GPT, GPTConfig
+from plots.program import printable, run_program
 
 
 # --- metrics -------------------------------------------------------------------------------------
@@ -47,7 +48,7 @@ def heldout_losses(model, tokens, base=None, at_once=2**22):
         nats.append((ce, kl))
     ce, kl = (torch.cat(part).mean().item() for part in zip(*nats))
     if not math.isfinite(ce):
-        raise BadInput(f"the loss on held-out text is {ce}; try a lower learning rate")
+        raise BadInput(f"the loss on held-out text is {ce}: try a lower --lr or --base-lr")
     return ce, kl
 
 
@@ -79,7 +80,7 @@ def score_probes(model, tokenizer, probes):
 # --- answers to prompts --------------------------------------------------------------------------
 
 def answer(model, world, prompt, most=40):
-    """Continue a prompt greedily: to the end of the line, or by 40 tokens for your own text."""
+    """Continue a prompt greedily, to the end of the line if the world has questions."""
     tokenizer = world.tokenizer
     tokens = encode(tokenizer, "\n" + prompt)[None].to(next(model.parameters()).device)  # (1, T)
     stop = tokenizer.encode_single_token("\n") if world.probes else -1
@@ -116,11 +117,6 @@ def show_texts(seed, world, block_size):
               f"others: {printable(world.tokenizer.decode(tokens[:60].tolist()))} ...")
 
 
-def printable(text):
-    """The text with its line breaks as \\n, and "?" for signs that could control a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text.replace("\n", "\\n"))
-
-
 def main():
     parser = argparse.ArgumentParser(description="Let every model of a run answer prompts.")
     parser.add_argument("prompts", nargs="*", help="default: questions of the first seed; write "
@@ -128,16 +124,17 @@ def main():
     parser.add_argument("--out", type=Path, default="out", help="the folder of a run")
     parser.add_argument("--tokens", action="store_true", help="show each token of the prompts")
     given = parser.parse_args()
-    settings = json.loads((given.out / "settings.json").read_text()) | {"device": "cpu"}
-    row = json.loads((given.out / "metrics.jsonl").read_text().partition("\n")[0])  # of the base
     try:
+        settings = json.loads((given.out / "settings.json").read_text()) | {"device": "cpu"}
+        row = json.loads((given.out / "metrics.jsonl").read_text().partition("\n")[0])  # the base
+        folder = given.out / f"seed{row['seed']}"
+        paths = [folder / f"{name}.pt" for name in settings["methods"]]
         world = make_world(argparse.Namespace(**settings), row["seed"])
-    except AttributeError as error:
-        raise BadInput(f"--out {given.out}: an old run, its settings have no {error.name}")
-    paths = [given.out / f"seed{row['seed']}" / f"{name}.pt" for name in settings["methods"]]
-    models = {path.stem: load_model(path) for path in (paths[0].with_name("base.pt"), *paths)
-              if path.exists()}  # a run that was stopped lacks some
-    base = models["base"]
+    except (AttributeError, KeyError, json.JSONDecodeError) as error:
+        raise BadInput(f"--out {given.out}: not a run of this version: {error}")
+    base = load_model(folder / "base.pt")
+    models = {"base": base} | {path.stem: load_model(path) for path in paths
+                               if path.exists()}  # a run that was stopped lacks some
     if (base.config.vocab_size != world.tokenizer.n_vocab
             or abs(heldout_losses(base, world.heldout_general)[0] - row["general_loss"]) > 0.01):
         raise BadInput(f"--out {given.out}: the text or the code has changed since this run")
@@ -151,8 +148,7 @@ def start_run(settings, names):
     out = Path(settings.out)
     for folder in (out, *(out / f"seed{seed}" for seed in settings.seeds)):
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "try", b"")  # fails if the folder is not writable
-        (folder / "try").unlink()
+        tempfile.TemporaryFile(dir=folder).close()  # fails if the folder is not writable
     write_file(out / "settings.json", json.dumps(asdict(settings), indent=1).encode())
     patterns = "metrics.jsonl", "forgetting.png", "page.html", *(f"seed*/{x}.pt" for x in names)
     for path in [path for pattern in patterns for path in out.glob(pattern)]:
@@ -185,21 +181,6 @@ def write_file(path, content):
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def run_program(program):
-    """Run program() and exit: 0, 2 with a message for bad input, or 130 after Ctrl-C."""
-    try:
-        if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no encoding
-            sys.stdout.reconfigure(errors="replace")
-        program()
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("stopped; the methods that finished are kept", file=sys.stderr)
-        sys.exit(130)
-    except (BadInput, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ vocabulary and one token per sequence:
     loss      (0.693 + 0.144) / 2 = 0.418 nats
 
 Shapes: B sequences, G of them general, T positions, V vocabulary. Losses are in float32 or higher.
-Targets of -100 mark padding, which changes no loss. Only padding and an empty batch have loss 0.
+Targets of -100 mark padding, which changes no loss. A row of only padding has loss 0.
 """
 
 import torch

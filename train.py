@@ -23,11 +23,11 @@ import torch
 import data
 import losses
 from data import BadInput
-from eval import (evaluate, heldout_losses, load_model, run_program, save_model, show_answers,
+from eval import (evaluate, heldout_losses, heldout_windows, load_model, save_model, show_answers,
                   show_texts, start_run, write_file)
 from model import GPT, GPTConfig, add_lora, merge_lora
 from plots import forgetting, page
-from plots.flags import on_this_machine, read_flags
+from plots.program import on_this_machine, read_flags, run_program
 from plots.methods import OTHER_METHODS
 from plots.tables import metrics_table
 
@@ -37,7 +37,6 @@ class Settings:
     out: str = "out"  # folder for the metrics, checkpoints and the figure
     seeds: tuple[int, ...] = (0,)  # one or more; each has its own world and base
     methods: tuple[str, ...] = ("ce", "replay", "mol")  # one or more
-    # continual pre-training
     steps: int = 250  # steps of each method
     lr: float = 3e-3  # peak learning rate
     batch_size: int = 16  # domain sequences per step
@@ -49,7 +48,6 @@ class Settings:
     general_errors: float = 0.0  # share of wrong answers in the toy general text
     error_kind: Literal["bias", "noise"] = "bias"  # wrong answers: always the same or new ones
     general_documents: int = 2000  # documents of the toy general text
-    # the base
     base_steps: int = 1000  # steps of pretraining
     base_lr: float = 4e-3  # peak learning rate of pretraining
     base_batch_size: int = 24  # sequences per step of pretraining
@@ -58,7 +56,6 @@ class Settings:
     n_embd: int = 128  # channels of the residual stream
     block_size: int = 64  # tokens per sequence
     vocab_size: int = 512  # tokens in the vocabulary
-    # your own text
     general_files: tuple[str, ...] = ()  # UTF-8 files or folders, in place of the toy general text
     domain_files: tuple[str, ...] = ()  # UTF-8 files or folders, in place of the toy domain text
     questions: str = ""  # file about your own text; a line is prompt, tab, answer, tab, skill
@@ -136,8 +133,7 @@ def optimise(model, loss_of, batches, steps, lr, settings, label, weight_decay=0
 def continue_pretraining(name, settings, seed, world, base, test, watch=lambda step, model: 0):
     """Train a copy of the base with a method -> the trained GPT, rows of metrics.
 
-    test(model) -> the metrics of one row, at step 0, every eval_every steps, and at the last step.
-    watch(step, model) sees every step.
+    test(model) -> the metrics of a row, every eval_every steps. watch(step, model) sees every step.
     """
     method = METHODS[name]
     model = copy.deepcopy(base).requires_grad_(True)
@@ -194,8 +190,9 @@ BASES = Path(__file__).parent / "out" / "bases"
 BASE_SETTINGS = ("base_steps", "base_lr", "base_batch_size", "n_layer", "n_head", "n_embd",
                  "block_size", "vocab_size", "dtype")
 BASE_CODE = [inspect.getsource(part) for part in (  # as it was when this program started
-    inspect.getmodule(GPT), data, losses.log_probs, losses.cross_entropy, losses.per_sequence,
-    losses.mean_cross_entropy, heldout_losses, optimise, next_token_loss, pretrain)]
+    inspect.getmodule(GPT), data, losses.log_probs, losses.cross_entropy, losses.without_padding,
+    losses.per_sequence, losses.mean_cross_entropy, heldout_losses, heldout_windows, optimise,
+    next_token_loss, pretrain)]
 
 
 def get_base(settings, seed, world):
@@ -219,12 +216,12 @@ def main(arguments=None):
     out = Path(settings.out)
     own = settings.general_files and data.make_world(settings, settings.seeds[0])  # for all seeds
     worlds = {seed: own or data.make_world(settings, seed) for seed in settings.seeds}
-    start_run(settings, ("base", *METHODS))
     print(f"{settings.device}, {settings.dtype}, {torch.get_num_threads()} threads, to {out}")
+    bases = {seed: get_base(settings, seed, world) for seed, world in worlds.items()}
+    start_run(settings, ("base", *METHODS))
     for seed, world in worlds.items():
         show_texts(seed, world, settings.block_size)
-        base = get_base(settings, seed, world)
-        models = {"base": base}
+        models = {"base": (base := bases[seed])}
         save_model(out / f"seed{seed}" / "base.pt", base)
         rows.append({"method": "base", "seed": seed, "step": 0, **evaluate(base, base, world)})
         recording = page.start(settings, world, base)
@@ -241,7 +238,7 @@ def main(arguments=None):
     show_answers(models, world, world.prompts)
     forgetting.draw(rows, out / "forgetting.png")
     page.write(out / "page.html", recording, [row for row in rows if row["seed"] == seed])
-    print(f"\ncurves: {out}/forgetting.png, token by token: {out}/page.html; "
+    print(f"\ncurves: {out}/forgetting.png, tokens: {out}/page.html; "
           f"{time.perf_counter() - started:.0f} s")
 
 
@@ -251,14 +248,16 @@ def parse(arguments=None, defaults=Settings(), omit=(), description=__doc__.part
     """The command line -> checked settings. Every field that is not omitted is a flag."""
     s = on_this_machine(read_flags(defaults, arguments, omit, description, METHODS))
     readers = [name for name in s.methods if METHODS[name].reads_general]
+    rows = s.ratio * s.batch_size  # general ones
     toy = ["--" + name.replace("_", "-") for name in ("general_errors", "error_kind",
            "general_documents") if getattr(s, name) != getattr(Settings, name)]
     for wrong, message in [
-            (readers and round(s.ratio * s.batch_size) == 0,
-             f"--ratio {s.ratio}: {', '.join(readers)} would read no general sequence"),
+            (readers and (round(rows) == 0 or abs(rows - round(rows)) > 1e-6),
+             f"--ratio {s.ratio}: {' and '.join(readers)} would read {rows:g} general sequences"),
             (s.n_embd % (2 * s.n_head), f"--n-embd {s.n_embd}: use a multiple of twice --n-head"),
             (s.lora_rank > s.n_embd, f"--lora-rank {s.lora_rank}: use at most --n-embd"),
             (s.vocab_size < 256, f"--vocab-size {s.vocab_size}: use at least 256, one per byte"),
+            (s.questions and not s.general_files, "--questions needs --general and --domain"),
             (s.general_errors > 1, f"--general-errors {s.general_errors}: use a share, 0 to 1"),
             (s.general_files and toy, f"{', '.join(toy)}: your own text ignores it")]:
         if wrong:

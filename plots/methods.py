@@ -100,6 +100,8 @@ def weight_distance(weights, base_weights, importance=None):
     """Half the squared distance between two lists of tensors, weighted by importance -> scalar."""
     weights, base_weights = list(weights), [w.detach() for w in base_weights]
     importance = [1.0] * len(weights) if importance is None else importance
+    if len(weights) != len(base_weights):
+        raise data.BadInput("--lora-rank: l2sp and ewc need all weights, so a rank of 0")
     terms = zip(importance, weights, base_weights, strict=True)
     return sum((f * (w - w0) ** 2).sum() for f, w, w0 in terms) / 2
 
@@ -131,14 +133,14 @@ def fisher_of_base(base, world, settings, seed):
 
 # --- a part of the weights -----------------------------------------------------------------------
 
-PARTS = {"embedding": "embedding", "attention": "attn", "mlp": "mlp", "last block": "blocks.1"}
+PARTS = {"embedding": "embedding", "attention": "attn", "mlp": "mlp", "last block": None}
 
 
 def only(part):
     """Cross-entropy on domain text that trains only the weights with `part` in their name."""
     def method(model, base, batch, settings):
         for name, weight in model.named_parameters():
-            weight.requires_grad_(part in name)
+            weight.requires_grad_((part or f"blocks.{len(model.blocks) - 1}.") in name)
         ce = losses.mean_cross_entropy(model(batch.tokens), batch.targets)
         return ce, ce, torch.zeros(())
     return method

@@ -28,8 +28,8 @@ import torch
 
 import train
 from data import BadInput, make_world
-from eval import evaluate, run_program
-from plots.flags import read_flags
+from eval import evaluate
+from plots.program import read_flags, run_program
 from plots.style import seeds_note
 
 HERE = Path(__file__).parent

@@ -225,6 +225,7 @@ def test_a_folder_names_what_it_skips(tmp_path, capsys, monkeypatch):
     for name, content in {
             "good.txt": b"good text", "sub/more.txt": b"more text", ".hidden": b"hidden text",
             ".git/config": b"git text", "out/metrics.jsonl": b"rows", "out/settings.json": b"{}",
+             "out/page.html": b"<p>page</p>",
             "out/seed0/base.pt": b"\xff", "empty.txt": b" \n", "utf16": "wide".encode("utf-16"),
             "latin.txt": b"caf\xe9", "nul": b"a\0b", "\x1b]0;title\x07.png": b"\xff"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
@@ -238,7 +239,7 @@ def test_a_folder_names_what_it_skips(tmp_path, capsys, monkeypatch):
     for expected in ("read 2 files, 0 copies", "skipped 1 empty: [^;]*empty.txt",
                      "skipped 3 unreadable: [^;]*closed'[^;]*pipe'[^;]*zzz.txt",
                      "skipped 5 not text: .*title.*png'.*latin.*nul",
-                     "skipped 2 made by train.py: [^;]*out/"):
+                     "skipped 3 made by train.py: [^;]*out/"):
         assert re.search(expected, printed)
     assert not re.search(r"\x1b|\.hidden|\.git", printed)
     for name in ("pipe", "closed", "empty.txt", "out"):
@@ -271,6 +272,8 @@ def test_questions_on_your_own_text(world, tmp_path, capsys):
                 for text in ("the fox ran to the", "37+45=8", "37+45=82"))
     assert f" {known} are word for word in a training text; last: '37+45=' '82'\n" in (
         capsys.readouterr().out)
+    with pytest.raises(data.BadInput, match="--questions .*nowhere: No such file"):
+        data.read_questions(tmp_path / "nowhere", world)
     for line in ("no tab", "no answer\t ", "\tno prompt"):
         file.write_text(f"prompt\tanswer\n{line}\n")
         with pytest.raises(data.BadInput, match=re.escape(f"use prompt, tab, answer: {line!r}")):

@@ -9,10 +9,11 @@ from torch.distributions import kl_divergence as reference_kl
 import data
 import eval
 from data import BadInput, encode
-from eval import (evaluate, heldout_losses, heldout_windows, load_model, printable, run_program,
-                  save_model, score_probes, show_answers, show_tokens, write_file)
+from eval import (evaluate, heldout_losses, heldout_windows, load_model, save_model, score_probes,
+                  show_answers, show_tokens, write_file)
 from losses import mean_cross_entropy
 from model import GPT, GPTConfig
+from plots.program import printable, run_program
 
 
 @pytest.fixture(scope="module")

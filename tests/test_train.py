@@ -17,7 +17,8 @@ from torch.nn.utils.parametrize import is_parametrized
 import eval
 import losses
 import train
-from eval import evaluate, heldout_losses, load_model, run_program
+from eval import evaluate, heldout_losses, load_model
+from plots.program import run_program
 from model import GPT, GPTConfig
 from train import METHODS, Method
 
@@ -164,7 +165,7 @@ def test_eval_of_a_run_that_was_stopped_or_is_of_another_version(short, tmp_path
     assert [line.split()[0] for line in output[2:]] == ["base", "ce", "replay"]
     saved = (out / "settings.json").read_text()
     for old, new, message in [("512", "300", "the text or the code has changed"),
-                              ("general_files", "files", "have no general_files")]:
+                              ("general_files", "files", "no attribute 'general_files'")]:
         (out / "settings.json").write_text(saved.replace(old, new))
         code, _, errors = ask(out)
         assert code == 2 and message in errors and errors.count("\n") == 1
@@ -237,6 +238,7 @@ def test_bad_text_is_refused(tmp_path):
 BAD = [  # arguments, what the message says; by default it names the flag
     ("--methods magic",), ("--methods ce ce",), ("--methods", "expected"), ("--stepz 3",),
     ("--lr 1 --lr=2",), ("--seed 1 --seed 2",), ("--lr nan",), ("--lr inf",), ("--strength -1",),
+    ("--batch-size 2 --batch-size 3",), ("--ratio 0.05 --batch-size 50",),
     ("--ratio 0.02",), ("--ratio nan",), ("--ratio 1e308",), ("--kl sideways",),
     ("--device abacus",), ("--dtype float8",), ("--general-errors 1.5",), ("--lora-rank 33",),
     ("--steps many",), ("--n-layer 0",), ("--steps 0",), ("--eval-every 0",), ("--seed -1",),
@@ -282,9 +284,16 @@ def test_a_folder_that_cannot_be_written_is_refused_and_keeps_its_results(tmp_pa
 
 def test_a_run_removes_the_results_of_an_earlier_one_and_nothing_else(short, tmp_path):
     out = shutil.copytree(short[0], tmp_path / "out")
-    (out / "holiday.png").write_text("mine")
+    for name in ("holiday.png", "try"):
+        (out / name).write_text("mine")
     eval.start_run(settings("--out", out, "--seed", 1), ("base", *METHODS))
-    assert {path.name for path in contents(out)} == {"settings.json", "holiday.png"}
+    assert {path.name for path in contents(out)} == {"settings.json", "holiday.png", "try"}
+
+
+def test_an_earlier_run_is_kept_if_the_base_cannot_be_made(short, tmp_path):
+    out = shutil.copytree(short[0], tmp_path / "out")
+    before = contents(out)
+    assert "--base-lr" in refused(out, "--base-lr", 1e9) and contents(out) == before
 
 
 @pytest.mark.parametrize("failure, code, told", [
@@ -311,7 +320,7 @@ def test_a_method_that_fails_loses_nothing(tmp_path, monkeypatch, failure, code,
 
 
 def test_a_model_that_the_last_step_ruins_stops_the_run(tmp_path):
-    assert "learning rate" in refused(tmp_path, "--lr", 1e9, "--steps", 1)
+    assert "--lr" in refused(tmp_path, "--lr", 1e9, "--steps", 1)
 
 
 # --- the base ------------------------------------------------------------------------------------

@@ -1,8 +1,12 @@
-"""A command line for a dataclass of settings: each field is a flag, its comment the help text."""
+"""The outside of a program: its flags, the machine it is on, its messages and exit codes.
+
+A dataclass of settings becomes a command line: each field is a flag, its comment the help text.
+"""
 
 import argparse
 import inspect
 import re
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args, get_origin
@@ -24,20 +28,24 @@ def read_flags(defaults, words, omit, description, methods):
         options = {"action": "store_true"} if kind is bool else {
             "action": Once, "type": str if choices else kind, "choices": choices,
             "nargs": "+" if kind is not f.type else None}
+        text = comments[f.name]
+        if choices is methods:  # many, and some have a comma in their name
+            options["metavar"], text = "NAME", f"{text}: {' | '.join(methods)}"
         parser.add_argument(shorter.get(f.name, "--" + f.name.replace("_", "-")), dest=f.name,
-                            default=getattr(defaults, f.name), help=comments[f.name], **options)
+                            default=getattr(defaults, f.name), help=text, **options)
     return replace(defaults, **vars(parser.parse_args(words)))
 
 
 class Once(argparse.Action):
-    """Store the value of a flag that is given once. Numbers are finite, and not below 0 or 1."""
+    """Store the value of a flag that is given once. Numbers are finite, and at least 0 or 1."""
 
     def __call__(self, parser, given, value, flag):
         values = value if self.nargs else [value]
         default = self.default if self.nargs else [self.default]
         lowest = 0 if self.type is float or 0 in default else 1
-        if getattr(given, self.dest) is not self.default or len({*values}) < len(values):
+        if hasattr(self, "given") or len({*values}) < len(values):
             parser.error(f"{flag}: give the flag once, and each value once")
+        self.given = True
         if any(x == "" or self.type is not str and not lowest <= x < 2**32 for x in values):
             parser.error(f"{flag} {value}: use " + (
                 "a name" if self.type is str else f"a number from {lowest} to {2**32 - 1}"))
@@ -62,3 +70,23 @@ def on_this_machine(settings):
             reason = str(error).strip().partition("\n")[0]
             raise BadInput(f"--compile: torch.compile does not work here: {reason}") from None
     return replace(settings, device=device, dtype=dtype)
+
+
+def printable(text):
+    """The text with its line breaks as \\n, and "?" for signs that could control a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text.replace("\n", "\\n"))
+
+
+def run_program(program):
+    """Run program() and exit: 0, 2 with a message for bad input, or 130 after Ctrl-C."""
+    try:
+        if hasattr(sys.stdout, "reconfigure"):  # a notebook's output has no encoding
+            sys.stdout.reconfigure(errors="replace")
+        program()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("stopped; the methods that finished are kept", file=sys.stderr)
+        sys.exit(130)
+    except (BadInput, OSError) as error:
+        print(printable(f"error: {error}"), file=sys.stderr)
+        sys.exit(2)
