@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     """The documents of one kind, as pairs (prompt, answer)."""
     train: list
     heldout: list  # none of them is in a training text
-    probes: list  # the test questions: held-out sums; all facts, since new ones cannot be guessed
+    probes: list  # test questions: held-out sums, and all facts, since nobody can guess new ones
     mistakes: dict = {}  # prompt -> its wrong answer in a text with bias
 
 
@@ -330,7 +330,7 @@ def one_line(text):
 
 
 def lines(text):
-    """The lines with at least 20 signs: two texts hardly share one by chance."""
+    """The lines of 20 characters or more. Two texts hardly share one by chance."""
     return [line for line in map(one_line, text.splitlines()) if len(line) >= 20]
 
 

@@ -173,7 +173,7 @@ def load_model(path, device="cpu"):
 
 
 def write_file(path, content):
-    """Write a file and the folder it is in. It is never half written."""
+    """Write a file, whole or not at all, and make its folder."""
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ Each *sequence* s of n tokens has a flag, and the flag selects its loss:
     s in the domain text:    CE(s) = -(1/n) sum_i log p_theta(s_i | s_<i)
     s in the general text:   KL(s) =  (1/n) sum_i KL[ p_theta(. | s_<i)  ||  p_0(. | s_<i) ]
 
-The loss of a batch is the mean over its sequences. The gradient with respect to the logits of one
-position shows what each loss teaches; p = p_theta:
+The loss of a batch is the mean over its sequences. Training moves the logits against the gradient
+of the loss. With p = p_theta at one position the gradients are:
 
     CE     p - onehot(s_i)               pushes up the text's token, right or wrong
     KL     p (log p - log p_0 - KL)      pushes towards the base; the text's token does not occur
@@ -110,7 +110,7 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     targets      (B, T)     the next tokens; general rows use them only to find the padding
     is_domain    (B,) bool  the flag that selects the loss of each sequence
     base_logits  (G, T, V)  of the frozen base, for the G general rows in batch order; None if G = 0
-    direction, strength     of the KL: see kl_divergence, and its weight
+    direction, strength     of the KL: see kl_divergence; its weight
 
     Returns three scalars in nats per token. Raises ValueError if the shapes do not fit.
 

@@ -46,7 +46,7 @@ class Settings:
     lora_rank: int = 0  # rank of low-rank adapters; 0 trains all weights
     eval_every: int = 25  # steps between two evaluations
     general_errors: float = 0.0  # share of wrong answers in the toy general text
-    error_kind: Literal["bias", "noise"] = "bias"  # wrong answers: always the same or new ones
+    error_kind: Literal["bias", "noise"] = "bias"  # wrong answers: the same each time, or new ones
     general_documents: int = 2000  # documents of the toy general text
     base_steps: int = 1000  # steps of pretraining
     base_lr: float = 4e-3  # peak learning rate of pretraining
@@ -164,7 +164,7 @@ def continue_pretraining(name, settings, seed, world, base, test, watch=lambda s
 # --- the base ------------------------------------------------------------------------------------
 
 def pretrain(settings, seed, world):
-    """Train a GPT from random weights on next tokens -> the one with the best held-out loss."""
+    """Train a GPT from random weights on next tokens -> its best checkpoint on held-out text."""
     torch.manual_seed(seed)
     model = GPT(GPTConfig(world.tokenizer.n_vocab, settings.block_size, settings.n_layer,
                           settings.n_head, settings.n_embd)).to(settings.device)
@@ -196,7 +196,7 @@ BASE_CODE = [inspect.getsource(part) for part in (  # as it was when this progra
 
 
 def get_base(settings, seed, world):
-    """The frozen base of a seed: a stored one if its settings, text and code were the same."""
+    """The frozen base of a seed, a stored one if its settings, text and code match."""
     key = hashlib.sha256(repr((
         [getattr(settings, name) for name in (*BASE_SETTINGS, "device", "compile")], seed,
         BASE_CODE, torch.get_num_threads(), torch.__version__)).encode())

@@ -113,7 +113,7 @@ def diagonal_fisher(model, tokens, generator=None):
     """
     model = copy.deepcopy(model).requires_grad_(True)
     fisher = [torch.zeros_like(w) for w in model.parameters()]
-    # Independent draws, gradients of mean 0: the square of their sum is right on average.
+    # The draws are independent and the gradients have mean 0, so the squared sum is unbiased.
     for row in tokens:
         logits = model(row[None])  # (1, T, V)
         p = losses.log_probs(logits[0].detach()).exp().cpu()  # (T, V)
