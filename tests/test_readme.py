@@ -197,3 +197,11 @@ def test_every_difference_in_the_results_is_tested():
 def test_the_results_are_short():
     words = [line for line in (ROOT / RESULTS).read_text().splitlines() if line[:1] != "|"]
     assert len(" ".join(words).split()) <= 1600
+
+
+def test_the_first_page_shows_the_lines_of_losses_py():
+    code = "".join((ROOT / "losses.py").read_text().split())
+    block = re.search(r"```python\n(.*?)```", (ROOT / FRONT).read_text(), re.DOTALL)[1]
+    assert len(block.splitlines()) == 4
+    for line in block.splitlines():
+        assert "".join(line.split()) in code
