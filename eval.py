@@ -10,6 +10,7 @@ import json
 import math
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -149,6 +150,15 @@ def start_run(settings, names):
     for folder in (out, *(out / f"seed{seed}" for seed in settings.seeds)):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # fails if the folder is not writable
+    with suppress(ImportError):  # Windows has no such lock
+        import fcntl
+        if hasattr(start_run, "lock"):
+            start_run.lock.close()  # of an earlier run of this process
+        start_run.lock = open(out / ".lock", "w")  # held until the process ends
+        try:
+            fcntl.flock(start_run.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"--out {out}: another run is writing there") from None
     write_file(out / "settings.json", json.dumps(asdict(settings), indent=1).encode())
     patterns = "metrics.jsonl", "forgetting.png", "page.html", *(f"seed*/{x}.pt" for x in names)
     for path in [path for pattern in patterns for path in out.glob(pattern)]:

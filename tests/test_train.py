@@ -139,7 +139,7 @@ def test_ce_forgets_more_than_mol(short):
 def test_what_a_run_leaves(short):
     out, found, _ = short
     assert {str(path.relative_to(out)) for path in contents(out)} == {
-        "metrics.jsonl", "settings.json", "page.html", "forgetting.png",
+        ".lock", "metrics.jsonl", "settings.json", "page.html", "forgetting.png",
         *(f"seed0/{name}.pt" for name in ("base", *SHIPPED))}
     assert [(row["method"], row["step"]) for row in found] == [("base", 0)] + [
         (method, step) for method in SHIPPED for step in (0, 20, 40)]
@@ -287,7 +287,16 @@ def test_a_run_removes_the_results_of_an_earlier_one_and_nothing_else(short, tmp
     for name in ("holiday.png", "try"):
         (out / name).write_text("mine")
     eval.start_run(settings("--out", out, "--seed", 1), ("base", *METHODS))
-    assert {path.name for path in contents(out)} == {"settings.json", "holiday.png", "try"}
+    assert {path.name for path in contents(out)} == {"settings.json", "holiday.png", "try", ".lock"}
+
+
+def test_two_runs_in_one_folder_do_not_mix(short, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    out = shutil.copytree(short[0], tmp_path / "out")
+    before = contents(out)
+    with open(out / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another run" in refused(out, "--methods", "ce") and contents(out) == before
 
 
 def test_an_earlier_run_is_kept_if_the_base_cannot_be_made(short, tmp_path):
