@@ -184,7 +184,7 @@ SEARCHES = {
     "ce": search("ce", FULL),
     "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.75, 0.5, 0.25)],
     "replay": search("replay", FULL),
-    "replay, wrong statements": search("replay", FULL[:1], seeds=1, text="wrong"),
+    "replay, wrong statements": search("replay", FULL[:1], text="wrong"),
     "replay, own samples": search("replay", FULL, text="samples"),
     "replay, base's answers": search("replay", FULL, text="answers"),
     "replay, chats": search("replay", FULL[:1], seeds=1, text="chats"),
