@@ -253,9 +253,7 @@ def make_world(settings, seed):
                            f"text, --block-size {settings.block_size} needs more")
         texts[name] = tokens.to(settings.device)
     if settings.questions:
-        probes = read_questions(settings.questions, world)
-        prompts = [questions[0][0] for questions in probes.values()] + world.prompts
-        world = replace(world, probes=probes, prompts=prompts)
+        world = with_questions(settings.questions, world)
     longest = max((len(encode(world.tokenizer, "\n" + prompt)) + len(encode(world.tokenizer, right))
                    for probes in world.probes.values() for prompt, right in probes), default=0)
     if longest > settings.block_size + 1:
@@ -306,22 +304,21 @@ def text_world(general_paths, domain_paths, vocab_size):
     return World(tokenizer, tokens[0], *tokens, {}, prompts)
 
 
-def read_questions(path, world):
-    """Lines of prompt, tab, answer, and perhaps tab, skill -> {skill: [(prompt, answer), ...]}."""
+def with_questions(path, world):
+    """The world with probes from a file. A line is prompt, tab, answer, and perhaps tab, skill."""
     probes, known = defaultdict(list), 0
     trained = world.tokenizer.decode(torch.cat([world.general, world.domain]).tolist())
     try:
-        text = read_text(Path(path))
+        for line in filter(str.strip, read_text(Path(path)).splitlines()):
+            prompt, answer, skill = (*line.split("\t"), "questions", "")[:3]
+            if "\t" not in line or not prompt.strip() or not answer.strip():
+                raise ValueError(f"use prompt, tab, answer: {line!r}")
+            probes[skill].append((prompt, answer))
+            known += prompt + answer in trained
     except (OSError, ValueError) as error:
         raise BadInput(f"--questions {path}: {getattr(error, 'strerror', 0) or error}") from None
-    for line in filter(str.strip, text.splitlines()):
-        prompt, answer, skill, *_ = *line.split("\t"), "questions", "questions"
-        if "\t" not in line or not prompt.strip() or not answer.strip():
-            raise BadInput(f"--questions {path}: use prompt, tab, answer: {line!r}")
-        probes[skill].append((prompt, answer))
-        known += prompt + answer in trained
     print(f"questions  {known} are word for word in a training text; last: {prompt!r} {answer!r}")
-    return probes
+    return replace(world, probes=probes, prompts=[x[0][0] for x in probes.values()] + world.prompts)
 
 
 def one_line(text):

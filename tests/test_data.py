@@ -266,15 +266,15 @@ def test_texts_have_line_feeds_composed_letters_and_no_byte_order_mark(tmp_path)
 def test_questions_on_your_own_text(world, tmp_path, capsys):
     file = tmp_path / "questions"
     file.write_text("the fox ran\t to the\n37+45=\t8\tsums\n37+45=\t82\tsums\n")
-    assert data.read_questions(file, world) == {
+    assert data.with_questions(file, world).probes == {
         "questions": [("the fox ran", " to the")], "sums": [("37+45=", "8"), ("37+45=", "82")]}
     known = sum(text in text_of(world, "general", "domain")
                 for text in ("the fox ran to the", "37+45=8", "37+45=82"))
     assert f" {known} are word for word in a training text; last: '37+45=' '82'\n" in (
         capsys.readouterr().out)
     with pytest.raises(data.BadInput, match="--questions .*nowhere: No such file"):
-        data.read_questions(tmp_path / "nowhere", world)
+        data.with_questions(tmp_path / "nowhere", world)
     for line in ("no tab", "no answer\t ", "\tno prompt"):
         file.write_text(f"prompt\tanswer\n{line}\n")
         with pytest.raises(data.BadInput, match=re.escape(f"use prompt, tab, answer: {line!r}")):
-            data.read_questions(file, world)
+            data.with_questions(file, world)
