@@ -205,3 +205,9 @@ def test_the_first_page_shows_the_lines_of_losses_py():
     assert len(block.splitlines()) == 4
     for line in block.splitlines():
         assert "".join(line.split()) in code
+
+
+def test_the_class_names_tests_that_exist():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()):
+        assert f"def {name}(" in tests, name
