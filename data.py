@@ -228,11 +228,11 @@ class World:
     """The texts of one experiment as tokens (N,), and the questions that test a model."""
     tokenizer: tiktoken.Encoding
     pretraining: torch.Tensor  # general text for the base
-    general: torch.Tensor  # general text for continual pre-training, with wrong answers
+    general: torch.Tensor  # general text for continual pre-training, perhaps with wrong answers
     domain: torch.Tensor
     heldout_general: torch.Tensor
     heldout_domain: torch.Tensor
-    probes: dict  # the test questions: skill -> [(prompt, answer), ...]; none for your own text
+    probes: dict  # the test questions: skill -> [(prompt, answer), ...]; may be empty
     prompts: list  # their answers are shown at the end of a run
 
 

@@ -81,13 +81,13 @@ def mean_cross_entropy(logits, targets):
 
 
 def without_padding(logits, targets):
-    """Logits (B, T, V) or hidden states, zero at padding, so that no NaN there can spread."""
+    """Logits (B, T, V) with zeros at padding, so that no NaN there can spread."""
     is_padding = (targets == PADDING).unsqueeze(-1)  # (B, T, 1)
     return logits.masked_fill(is_padding, 0.0) if is_padding.any() else logits
 
 
 def checked(logits, targets, is_domain, base_logits):
-    """The tensors of mixture_of_losses, with zeros at padding. ValueError if they do not fit."""
+    """The tensors of mixture_of_losses, zero at padding. Raises ValueError if they do not fit."""
     (B, T), is_domain = targets.shape, is_domain.bool()  # a data collator may give 0 and 1
     base_logits = logits[:0] if base_logits is None else base_logits  # right if all rows are domain
     for name, found, expected in [

@@ -27,8 +27,8 @@ from eval import (evaluate, heldout_losses, heldout_windows, load_model, save_mo
                   show_texts, start_run, write_file)
 from model import GPT, GPTConfig, add_lora, merge_lora
 from plots import forgetting, page
-from plots.program import on_this_machine, read_flags, run_program
 from plots.methods import OTHER_METHODS
+from plots.program import on_this_machine, read_flags, run_program
 from plots.tables import metrics_table
 
 
@@ -100,8 +100,8 @@ METHODS |= {name: Method(**row) for name, row in OTHER_METHODS.items()}  # of pl
 # --- training ------------------------------------------------------------------------------------
 
 def optimise(model, loss_of, batches, steps, lr, settings, label, weight_decay=0.1):
-    """Train a model in place by loss_of(batch) -> loss, CE part, KL part. A generator: yields
-    (step, CE part, KL part) after each step. Raises BadInput if the loss is not finite."""
+    """Train a model in place with loss_of(batch) -> loss, CE part, KL part. It yields (step, CE
+    part, KL part) after each step. Raises BadInput if the loss is not finite."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW([  # no weight decay on the gains of LayerNorm
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -217,10 +217,12 @@ def main(arguments=None):
     own = settings.general_files and data.make_world(settings, settings.seeds[0])  # for all seeds
     worlds = {seed: own or data.make_world(settings, seed) for seed in settings.seeds}
     print(f"{settings.device}, {settings.dtype}, {torch.get_num_threads()} threads, to {out}")
-    bases = {seed: get_base(settings, seed, world) for seed, world in worlds.items()}
-    start_run(settings, ("base", *METHODS))
+    bases = {}
     for seed, world in worlds.items():
         show_texts(seed, world, settings.block_size)
+        bases[seed] = get_base(settings, seed, world)
+    start_run(settings, ("base", *METHODS))
+    for seed, world in worlds.items():
         models = {"base": (base := bases[seed])}
         save_model(out / f"seed{seed}" / "base.pt", base)
         rows.append({"method": "base", "seed": seed, "step": 0, **evaluate(base, base, world)})
@@ -231,8 +233,7 @@ def main(arguments=None):
                 lambda step, model: page.snapshot(recording, name, step, model))
             save_model(out / f"seed{seed}" / f"{name}.pt", models[name])
             rows += curve
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            write_file(out / "metrics.jsonl", lines.encode())
+            write_file(out / "metrics.jsonl", "".join(json.dumps(x) + "\n" for x in rows).encode())
     print("\nlosses: nats per token; skills: share of exact answers; p(right): probability of the "
           f"right\nanswers\n\n{metrics_table(rows)}\n\nanswers of seed {seed}")
     show_answers(models, world, world.prompts)
@@ -259,7 +260,7 @@ def parse(arguments=None, defaults=Settings(), omit=(), description=__doc__.part
             (s.vocab_size < 256, f"--vocab-size {s.vocab_size}: use at least 256, one per byte"),
             (s.questions and not s.general_files, "--questions needs --general and --domain"),
             (s.general_errors > 1, f"--general-errors {s.general_errors}: use a share, 0 to 1"),
-            (s.general_files and toy, f"{', '.join(toy)}: your own text ignores it")]:
+            (s.general_files and toy, f"{', '.join(toy)}: no effect on your own text")]:
         if wrong:
             raise BadInput(message)
     return s
