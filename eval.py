@@ -114,7 +114,7 @@ def show_texts(seed, world, block_size):
     for name in ("general", "domain"):
         tokens, tested = getattr(world, name), heldout_windows(getattr(world, f"heldout_{name}"),
                                                                block_size)[:, 1:]
-        print(f"seed {seed}: {len(tokens):,} {name} tokens to train on, {tested.numel():,} to test. "
+        print(f"seed {seed}: {len(tokens):,} {name} tokens to train, {tested.numel():,} to test. "
               f"The text begins: {printable(world.tokenizer.decode(tokens[:60].tolist()))} ...")
 
 
