@@ -10,7 +10,7 @@ The loss of a batch is the mean over its sequences. Training moves the logits ag
 of the loss. With p = p_theta at one position the gradients are:
 
     CE     p - onehot(s_i)               pushes up the text's token, right or wrong
-    KL     p (log p - log p_0 - KL)      pushes towards the base; the text's token does not occur
+    KL     p (log p - log p_0 - KL)      pushes towards the base; the text's token is not in it
 
 As long as the model equals the base, the KL pushes nowhere. An example with two words in the
 vocabulary and one token per sequence:
@@ -125,5 +125,5 @@ def mixture_of_losses(logits, targets, is_domain, base_logits=None, direction="r
     kl = per_sequence(kl_divergence(logits[is_general], base_logits, direction),
                       targets[is_general])
     ce_part, kl_part = ce.sum() / B, kl.sum() / B
-    loss = ce_part + strength * kl_part if strength else ce_part  # 0 * infinity is NaN
-    return loss, ce_part, kl_part
+    loss = ce_part + strength * kl_part
+    return (loss if strength else ce_part), ce_part, kl_part  # 0 * infinity is NaN

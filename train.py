@@ -88,7 +88,6 @@ class Method(NamedTuple):
     weight_decay: float = 0.1
     prepare: Callable | None = None  # (base, world, settings, seed) -> a fifth argument of the loss
 
-
 METHODS = {
     "ce": Method(next_token_loss),  # naive continual pre-training
     "replay": Method(next_token_loss, reads_general=True),
@@ -145,13 +144,14 @@ def continue_pretraining(name, settings, seed, world, base, test, watch=lambda s
     n_general = round(settings.ratio * settings.batch_size) if method.reads_general else 0
     batches = data.batches(world.domain, world.general, settings.batch_size, n_general,
                            settings.block_size, seed)
+    def loss_of(batch):
+        return method.loss(forward, frozen, batch, settings, *prepared)
 
     rows, parts = [{"method": name, "seed": seed, "step": 0, **test(model)}], []
     watch(0, model)
-    for step, *parts_of_step in optimise(
-            model, lambda batch: method.loss(forward, frozen, batch, settings, *prepared), batches,
-            settings.steps, settings.lr, settings, name, method.weight_decay):
-        parts.append(parts_of_step)
+    for step, ce_part, kl_part in optimise(model, loss_of, batches, settings.steps, settings.lr,
+                                           settings, name, method.weight_decay):
+        parts.append((ce_part, kl_part))
         if step % settings.eval_every == 0 or step == settings.steps:
             ce_part, kl_part = map(mean, zip(*parts))  # since the last row
             parts.clear()

@@ -13,19 +13,20 @@ import torch
 
 from eval import evaluate, heldout_windows, score_probes
 from losses import kl_divergence
-from plots import contexts, runs
+from plots import contexts, runs, style
 from plots.runs import Run
 from plots.tables import (GENERAL_SKILLS, SUMMARY, cell, ends, kept, kl, learnt, markdown, of,
-                          skill, table)
+                          skill, sweep_tables, table)
 from plots.texts import test_on_text
 from plots.wordings import heldout_wordings, unseen_text
 from train import continue_pretraining
 
 TEXTS = {"right answers": {"general_errors": 0.0}, "10% wrong": {"general_errors": 0.1},
-         "70% wrong": {"general_errors": 0.7}}
+         "70% wrong": {"general_errors": 0.7},
+         "70% noise": {"general_errors": 0.7, "error_kind": "noise"}}
 CASES = [("ce", "70% wrong"), *((method, text) for text in TEXTS for method in ("replay", "mol"))]
-NOISES = 3  # runs, the one without noise too
-NOISY = [case for case in CASES if case != ("mol", "right answers") and "10%" not in case[1]]
+NOISES = 5  # runs, the one without noise too
+NOISY = [case for case in CASES if case[1] in ("right answers", "70% wrong")]
 
 
 def in_detail(method, settings, seed, world, base, noise=0):
@@ -62,24 +63,41 @@ def importance_of(method, settings, seed, world, base, text):
                                 lambda model: evaluate(model, base, world))[1]
 
 
+def early(method, settings, seed, world, base):
+    """The rows of the first 60 steps."""
+    rows = []
+
+    def watch(step, model):
+        if step <= 60 and step % 4 == 0:
+            rows.append({"method": method, "seed": seed, "step": step,
+                         **evaluate(model, base, world)})
+
+    continue_pretraining(method, settings, seed, world, base, lambda model: {}, watch)
+    return rows
+
+
 def run(method, text, noise=0):
     how = {"noise": noise} if noise else {}
-    return Run(method, {**TEXTS[text], "eval_every": 250}, in_detail, how, 1)
+    return Run(method, {**TEXTS[text], "eval_every": 250}, in_detail, how, 1 if noise else 5)
 
 
 def overlap(share, **setting):
     found = contexts.overlap("mol", share)
-    return found._replace(settings={**found.settings, **setting}, seeds=3)
+    return found._replace(settings={**found.settings, **setting}, seeds=5)
 
 
-OVERLAP = {f"25% domain documents, {name} {value}": overlap(0.25, **{name: value})
-           for name, value in (("strength", 0.3), ("kl", "forward"))}
+OVERLAP = {f"{share:.0%} domain documents, {name} {value}": overlap(share, **{name: value})
+           for share in (0.05, 0.25, 0.5) for name, value in (("strength", 0.3), ("kl", "forward"))}
 EWC = {f"ewc, importance on {text}, strength {strength:g}": Run(
-    "ewc", {"strength": strength, "eval_every": 250}, importance_of, {"text": text}, 1)
-    for text in ("domain text", "random tokens") for strength in (1e2, 1e3, 1e4, 1e5)}
+    "ewc", {"strength": strength, "eval_every": 250}, importance_of, {"text": text}, 3)
+    for text in ("domain text", "random tokens") for strength in (1e2, 1e3)}
+# A tenth of the steps is warmup: 10 or 100.
+DIP = {f"{method}, warmup of {steps // 10} steps": Run(
+    method, {"general_errors": 0.0, "steps": steps, "eval_every": steps}, early, {}, 3)
+    for method in ("replay", "mol") for steps in (100, 1000)}
 RUNS = {f"{method}, {text}": run(method, text) for method, text in CASES}
 RUNS |= {f"{method}, {text}, noise {n}": run(method, text, n) for method, text in NOISY
-         for n in range(1, NOISES)} | OVERLAP | EWC
+         for n in range(1, NOISES)} | OVERLAP | EWC | DIP
 
 
 # --- the tables ----------------------------------------------------------------------------------
@@ -96,7 +114,7 @@ def changed(rows, before, after):
 
 
 def against_kl(lines, least=90):
-    """What runs keep, by their KL to the base. One point per setting that learnt the domain."""
+    """All settings that learnt the domain -> [(method, KL to the base, general skills)], means."""
     points = {}
     for line in lines:
         row, settings = line["rows"][-1], line["settings"] | {"eval_every": 0}
@@ -105,12 +123,7 @@ def against_kl(lines, least=90):
         if "domain" in row["accuracy"] and learnt(row) >= least:
             key = line["method"], str(line["how"]), str(settings)
             points.setdefault(key, []).append((kl(row), kept(row)))
-    points = [tuple(map(mean, zip(*seeds))) for seeds in points.values()]
-    bins = [["KL to the base", "settings", "general skills, %"]]
-    for low, high in ((0, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.5), (0.5, 1), (1, 2), (2, 99)):
-        some = [skills for nats, skills in points if low <= nats < high]
-        bins.append([f"{low}-{high}", str(len(some)), cell(some, 0)])
-    return markdown(bins)
+    return [(key[0], *map(mean, zip(*seeds))) for key, seeds in points.items()]
 
 
 def tell(results):
@@ -125,10 +138,29 @@ def tell(results):
         items.append([label, *(cell([changed(rows, *pair) for rows in seeds], 1)
                                for pair in ("10", "01"))])
     others = {label: results(run) for label, run in (OVERLAP | EWC).items()}
+    dip = {label: {step: [rows[:step // 4 + 1] for rows in results(run)] for step in range(0, 61, 4)}
+           for label, run in DIP.items()}
     return "\n\n".join([table("method", lines, VALUES), markdown(noise), markdown(items),
-                        table("one setting changed", others),
-                        against_kl(runs.read_runs(runs.HERE / "runs.jsonl").values())])
+                        sweep_tables("steps", dip, columns={"general skills, %": (kept, 0)}),
+                        table("one setting changed", others)])
+
+
+def draw(results, picture, note):
+    """All stored runs, not only those of this experiment."""
+    points = against_kl(runs.read_runs(runs.HERE / "runs.jsonl").values())
+    figure, ((panel,),) = style.panels(1, 1, 8.5, 4.2)
+    for method, nats, skills in points:
+        panel.plot(nats, skills, "o", color=style.colour_of(method), alpha=0.6, ms=6)
+    wrong = [mean(ends(results(run("replay", "70% wrong")), value)) for value in (kl, kept)]
+    best_token = max(place for method, *place in points if method == "argmax")
+    for text, place, offset in (("replay, 70% wrong", wrong, (-130, -4)),
+                                ("the base's best token", best_token, (10, -4))):
+        panel.annotate(text, place, offset, textcoords="offset points", fontweight="bold")
+    panel.set(xscale="log", xlabel="KL to the base on held-out general text, nats per token",
+              ylabel="general skills: exact answers, %")
+    style.save(figure, picture, "A KL below 0.05 means that skills are kept; above 0.2 it tells little",
+               "a point: all seeds of a setting that learnt the domain; green: mol, blue: replay")
 
 
 if __name__ == "__main__":
-    runs.main("details", RUNS, None, __doc__, tell)
+    runs.main("details", RUNS, draw, __doc__, tell)

@@ -15,7 +15,8 @@ import torch
 import data
 from data import Kind, facts, invented_names, split
 from eval import evaluate
-from plots import runs
+from losses import cross_entropy
+from plots import runs, style
 from plots.runs import Run
 from plots.tables import GENERAL_SKILLS, SUMMARY, skill, sweep_tables, table
 from train import continue_pretraining
@@ -58,12 +59,18 @@ def alarms_of(machine):
     return make
 
 
+def countries(rng):
+    """Countries that the base does not know, in the wordings that it knows."""
+    names = invented_names(rng, 40)
+    return facts(zip(names[:20], names[20:]), data.CAPITAL_WORDINGS, rng)
+
+
 DOMAINS = {"alarms": data.alarms, "drugs": drugs, "ships": ships, "larger": larger}
 DOMAINS |= {machine: alarms_of(machine) for machine in ("crane", "press", "engine", "lift")}
 
 
 def manual(name, seed):
-    return DOMAINS[name](random.Random(f"{name} {seed}"))
+    return {**DOMAINS, "countries": countries}[name](random.Random(f"{name} {seed}"))
 
 
 def text(name, seed, world, purpose="manual", count=2_000, part="train"):
@@ -75,50 +82,72 @@ def text(name, seed, world, purpose="manual", count=2_000, part="train"):
 
 # --- the runs ------------------------------------------------------------------------------------
 
-class StartFrom(torch.nn.Module):
-    """A base that predicts like `base`, but whose copy, where training starts, is `model`."""
+class Bases(torch.nn.Module):
+    """Of several bases the one that predicts a row best, (B, T) -> logits (B, T, V).
 
-    def __init__(self, model, base):
+    Its copy, where training starts, is a copy of `model`.
+    """
+    def __init__(self, model, bases):
         super().__init__()
-        self.model, self.base = model, base
+        self.model, self.bases = model, torch.nn.ModuleList(bases)
 
     def __deepcopy__(self, memo):
         return copy.deepcopy(self.model)
 
     def forward(self, tokens):
-        return self.base(tokens)
+        logits = torch.stack([base(tokens) for base in self.bases])  # (bases, B, T, V)
+        nats = [cross_entropy(some[:, :-1], tokens[:, 1:]).mean(dim=1) for some in logits]
+        return logits[torch.stack(nats).argmin(dim=0), torch.arange(len(tokens))]
 
 
-def chain(method, settings, seed, world, base, latest=False, earlier=False, domains=4):
+def chain(method, settings, seed, world, base, latest=False, each=False, earlier=False, domains=4,
+          documents=2_000):
     """One stage per domain -> a row of the base and one after each stage.
 
-    The KL is to the base, with latest to the model at the start of the stage. earlier: up to half
-    of the general text is from the earlier domains, in equal parts.
+    The KL is to the base; with latest to the model at the start of the stage; with each to the best
+    of all models so far. earlier: up to half of the general text is from the earlier domains, in
+    equal parts, and of each only so many documents, again and again.
     """
     names = list(DOMAINS)[:domains]
     texts = {name: text(name, seed, world) for name in names}
     world = replace(world, probes={name: world.probes[name] for name in GENERAL_SKILLS}
                     | {name: manual(name, seed).probes for name in names})
-    rows, model = [{"step": 0, "domain": "", **evaluate(base, base, world)}], base
+    rows, models = [{"step": 0, "domain": "", **evaluate(base, base, world)}], [base]
     for stage, name in enumerate(names, 1):
         world = replace(world, domain=texts[name],
                         heldout_domain=text(name, seed, world, "heldout", 200, "heldout"))
         training = world
         if earlier and stage > 1:
             share = len(world.general) // (stage - 1)
-            old = [texts[done][:share] for done in names[:stage - 1]]
+            few = [text(done, seed, world, count=documents) for done in names[:stage - 1]]
+            old = [some.repeat(1 + share // len(some))[:share] for some in few]
             training = replace(world, general=torch.cat([world.general, *old]))
-        start = model if latest else StartFrom(model, base)
+        start = models[-1] if latest else Bases(models[-1], models if each else models[:1])
         model, of_stage = continue_pretraining(
             method, replace(settings, eval_every=settings.steps), seed + 1000 * stage, training,
             start, lambda model: evaluate(model, base, world))
-        model.requires_grad_(False)
+        models.append(model.requires_grad_(False))
         rows.append({**of_stage[-1], "step": stage, "domain": name})
     return [{**row, "method": method, "seed": seed} for row in rows]
 
 
+def one_domain(method, settings, seed, world, base, name, documents=2_000):
+    """One domain, learnt from so many documents -> the last row."""
+    kind = manual(name, seed)
+    probes = {skill: world.probes[skill] for skill in GENERAL_SKILLS} | {"domain": kind.probes}
+    world = replace(world, domain=text(name, seed, world, count=documents),
+                    heldout_domain=text(name, seed, world, "heldout", 200, "heldout"),
+                    probes=probes | {"held-out wordings": kind.heldout})
+    return continue_pretraining(method, settings, seed, world, base,
+                                lambda model: evaluate(model, base, world))[1][-1:]
+
+
 def run(method, **how):
-    return Run(method, {"general_errors": 0.0}, chain, how, seeds=1 if "domains" in how else 3)
+    return Run(method, {"general_errors": 0.0}, chain, how)
+
+
+def single(method, name, **how):
+    return Run(method, {"general_errors": 0.0, "eval_every": 250}, one_domain, {"name": name, **how})
 
 
 KEEP = {"latest": True, "earlier": True}
@@ -126,8 +155,18 @@ FOUR = {"ce": run("ce"), "replay": run("replay"),
         "replay, earlier domains too": run("replay", earlier=True),
         "mol to the first base": run("mol"), "mol to the latest model": run("mol", latest=True),
         "mol to the latest model, earlier domains too": run("mol", **KEEP)}
-EIGHT = run("mol", **KEEP, domains=8)
-RUNS = FOUR | {"eight domains": EIGHT}
+EIGHT = {"mol to the latest model": run("mol", **KEEP, domains=8),
+         "replay": run("replay", earlier=True, domains=8),
+         "mol to one base per domain": run("mol", each=True, earlier=True, domains=8)}
+EIGHT |= {f"mol to the latest model, {count} documents per earlier domain": run(
+    "mol", **KEEP, domains=8, documents=count)._replace(seeds=1) for count in (100, 10, 1)}
+METHODS, DOCUMENTS = ("ce", "replay", "mol"), (100, 500, 2_000)
+NEAR = {method: single(method, "countries") for method in METHODS}
+FEW = {method: {count: single(method, "alarms", documents=count) for count in DOCUMENTS}
+       for method in METHODS}
+RUNS = FOUR | {f"eight domains, {label}": run for label, run in EIGHT.items()}
+RUNS |= {f"countries, {method}": run for method, run in NEAR.items()}
+RUNS |= {f"{method}, {count} documents": run for method in FEW for count, run in FEW[method].items()}
 
 
 def earlier_domains(row):
@@ -136,16 +175,40 @@ def earlier_domains(row):
     return 100 * mean(row["accuracy"][name] for name in names) if names else None
 
 
+EARLIER = earlier_domains, 0
+
+
 def tell(results):
     domains = {f"{name}, %": (skill(name), 0) for name in list(DOMAINS)[:4]}
     general = {name: SUMMARY[name] for name in ("general skills, %", "KL")}
-    stages = {stage: [rows[:stage + 1] for rows in results(EIGHT)] for stage in range(1, 9)}
+    stages = {label: {stage: [rows[:stage + 1] for rows in results(run)] for stage in range(1, 9)}
+              for label, run in EIGHT.items()}
+    heldout = {"domain, held-out wordings, %": (skill("held-out wordings"), 0)}
+    few = {method: {count: results(run) for count, run in FEW[method].items()} for method in FEW}
     return "\n\n".join([
         table("four domains", {label: results(run) for label, run in FOUR.items()},
               domains | general),
-        sweep_tables("domains", {"mol to the latest model, earlier domains too": stages},
-                     columns=general | {"earlier domains, %": (earlier_domains, 0)})])
+        sweep_tables("domains", stages, columns=general | {"earlier domains, %": EARLIER}),
+        table("new countries", {method: results(run) for method, run in NEAR.items()},
+              SUMMARY | heldout),
+        sweep_tables("domain documents", few, "{:,}".format, SUMMARY | heldout)])
+
+
+def draw(results, picture, note):
+    colours = {"mol to the latest model": (style.COLOURS["mol"], "-"),
+               "mol to one base per domain": (style.COLOURS["mol"], ":"),
+               "replay": (style.COLOURS["replay"], "-")}
+    figure, (axes,) = style.panels(1, 2, 10, 4, sharey=True)
+    for panel, (title, (value, _), first) in zip(axes, [
+            ("general skills", SUMMARY["general skills, %"], 1), ("earlier domains", EARLIER, 2)]):
+        style.sweep(panel, {label: (*colours[label], {
+            stage: [rows[:stage + 1] for rows in results(EIGHT[label])]
+            for stage in range(first, 9)}) for label in colours}, value, label=panel is axes[1])
+        panel.set(title=title, xlabel="domains learnt in turn", ylim=(-4, 104))
+    axes[0].set_ylabel("exact answers, %")
+    style.save(figure, picture, "Eight domains in turn, all earlier texts among the general text",
+               note)
 
 
 if __name__ == "__main__":
-    runs.main("domains", RUNS, None, __doc__, tell, defaults=runs.FEW_SEEDS)
+    runs.main("domains", RUNS, draw, __doc__, tell, defaults=runs.FEW_SEEDS)

@@ -1,33 +1,53 @@
-"""Who forgets? Three methods on general text with right answers and with 70% wrong answers."""
+"""Who forgets? ce, replay and mol on a right, on a wrong and on a differently worded general text."""
 
-from plots import forgetting, runs, style
+from plots import details, runs, style, wordings
 from plots.runs import Run
-from plots.tables import SKILLS, skill, table
+from plots.tables import SKILLS, SUMMARY, kept, skill, table
 
-TEXTS = {"right answers": {"general_errors": 0.0},
-         "70% wrong": {"general_errors": 0.7, "error_kind": "bias"},
-         "70% noise": {"general_errors": 0.7, "error_kind": "noise"}}
-RUNS = {"ce": Run("ce", {"eval_every": 25})}
-RUNS |= {f"{method}, {text}": Run(method, {**settings, "eval_every": 25})
-         for method in ("replay", "mol") for text, settings in TEXTS.items()}
-SHOWN = ["ce", "replay, right answers", "replay, 70% wrong", "mol, 70% wrong"]
+TEXTS = {"right answers": {"general_errors": 0.0}, "70% wrong answers": {"general_errors": 0.7},
+         "right, in other words": None}
+CE = Run("ce", {"eval_every": 25})
+
+
+def curve(method, text):
+    """A run with a row every 25 steps. ce reads no general text."""
+    if method == "ce":
+        return CE
+    if text == "right, in other words":
+        return wordings.run(method, "other beginnings", eval_every=25)
+    return Run(method, {**TEXTS[text], "eval_every": 25})
+
+
+CURVES = {(text, method): curve(method, text) for text in TEXTS for method in ("ce", "replay", "mol")}
+ENDS = {f"{method}, {text}": details.run(method, text) for method, text in details.CASES}
+ENDS |= {f"{method}, other words": wordings.run(method, "other beginnings")
+         for method in ("replay", "mol")}
+RUNS = ENDS | {f"{method}, {text}, curve": run for (text, method), run in CURVES.items()}
+HELDOUT = {"domain, held-out wordings, %": (skill("held-out wordings"), 0)}
 
 
 def tell(results):
     """All measures, then each skill."""
-    base = {"base": [rows[:1] for rows in results(RUNS["ce"])]}
-    lines = base | {label: results(run) for label, run in RUNS.items()}
+    base = {"base": [rows[:1] for rows in results(ENDS["ce, 70% wrong"])]}
+    lines = base | {label: results(run) for label, run in ENDS.items()}
     skills = {title: (skill(name), 0) for name, title in SKILLS.items()}
-    return table("method", lines) + "\n\n" + table("method", lines, skills)
+    return table("method", lines, SUMMARY | HELDOUT) + "\n\n" + table("method", lines, skills)
 
 
 def draw(results, picture, note):
-    methods = {label: {seeds[0]["step"]: seeds for seeds in zip(*results(RUNS[label]))}
-               for label in SHOWN}  # {label: {step: a row of each seed}}
-    figure, (axes,) = style.panels(1, len(SHOWN), 10, 3.6, sharey=True)
-    forgetting.draw_methods(axes, methods, base=methods["ce"][0])
-    style.save(figure, picture, "ce forgets, replay imitates wrong answers, mol does neither",
-               f"{note}; dashed: the base")
+    figure, (axes,) = style.panels(1, len(TEXTS), 10, 3.6, sharey=True)
+    for panel, text in zip(axes, TEXTS):
+        ends = {}
+        for method in ("ce", "replay", "mol"):
+            steps = {seeds[0]["step"]: [*map(kept, seeds)]
+                     for seeds in zip(*results(CURVES[text, method]))}
+            colour = style.COLOURS[method]
+            ends[method] = colour, style.curve(panel, steps, colour, {"replay": 5}.get(method, 2.4))
+        panel.set(title=text, xlabel="steps", ylim=(-4, 104))
+    axes[0].set_ylabel("general skills: exact answers, %")
+    style.label_ends(axes[-1], ends)
+    style.save(figure, picture, "Right text: replay and mol keep the skills. Wrong: only mol. "
+               "Other words: neither", note)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 
 import data
 import losses
+from plots.huggingface.hidden import completed
 
 
 # --- targets from the base, on general text ------------------------------------------------------
@@ -33,6 +34,22 @@ def likely_tokens(model, base, batch, settings):
     return replay_of(targets.masked_fill(nats > settings.strength, losses.PADDING), model, batch)
 
 
+def answers_only(model, base, batch, settings, marks):
+    """Replay without the prompts of the general text, which end in a colon."""
+    tokens = batch.tokens[~batch.is_domain]  # (G, T)
+    places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    line, colon = (places.where(mark[tokens], 0).cummax(dim=1).values for mark in marks)
+    return replay_of(batch.targets[~batch.is_domain].masked_fill(colon <= line, losses.PADDING),
+                     model, batch)
+
+
+def marks_of(base, world, settings, seed):
+    """Which tokens of the vocabulary have a line break and which a colon -> (V,) twice."""
+    words = [world.tokenizer.decode([token]) for token in range(world.tokenizer.n_vocab)]
+    return [torch.tensor([mark in word for word in words], device=settings.device)
+            for mark in "\n:"]
+
+
 def ce_and_kl(model, base, batch, settings):
     """MoL, and replay at the same time: half of each."""
     logits, base_logits = model(batch.tokens), of_base(base, batch)  # (B, T, V), (G, T, V)
@@ -40,6 +57,18 @@ def ce_and_kl(model, base, batch, settings):
                                             settings.kl, settings.strength)
     replay = losses.mean_cross_entropy(logits, batch.targets)
     return (loss + replay) / 2, (ce + replay) / 2, kl / 2
+
+
+def stored(k):
+    """MoL whose KL has k + 1 outcomes: the base's k likeliest tokens, and all others together."""
+    def method(model, base, batch, settings):
+        logits = model(batch.tokens)  # (B, T, V)
+        log_q, tokens = losses.log_probs(of_base(base, batch)).topk(k)  # (G, T, k)
+        log_p = losses.log_probs(logits[~batch.is_domain].detach())  # (G, T, V)
+        return losses.mixture_of_losses(logits, batch.targets, batch.is_domain,
+                                        completed(log_p, tokens, log_q.half()), settings.kl,
+                                        settings.strength)
+    return method
 
 
 def of_base(base, batch):
@@ -80,6 +109,26 @@ def masked_kl(model, base, batch, settings):
     From arXiv 2605.29498, whose abstract does not give the direction of the KL.
     """
     return domain_kl(model, base, batch, settings, masked=True)
+
+
+def asft(model, base, batch, settings):
+    """Cross-entropy times p(target), and the KL to the base on the same tokens (2509.23753)."""
+    logits = model(batch.tokens)  # (B, T, V)
+    nats = losses.cross_entropy(logits, batch.targets)  # (B, T)
+    ce = (nats * nats.detach().neg().exp()).mean()
+    with torch.no_grad():
+        base_logits = base(batch.tokens)
+    kl = losses.kl_divergence(logits, base_logits, settings.kl).mean()
+    return ce + settings.strength * kl, ce, kl
+
+
+def disc(model, base, batch, settings):
+    """The model sees half a row, the base the whole row: KL on that half (DiSC, 2602.16093)."""
+    half = batch.tokens.shape[1] // 2
+    with torch.no_grad():
+        base_logits = base(batch.tokens)[:, half:]  # (B, T / 2, V)
+    kl = losses.kl_divergence(model(batch.tokens[:, half:]), base_logits, settings.kl).mean()
+    return kl, torch.zeros(()), kl
 
 
 # --- weights near the base -----------------------------------------------------------------------
@@ -154,8 +203,12 @@ OTHER_METHODS = {
                     prepare=lambda base, world, settings, seed:
                     torch.Generator(settings.device).manual_seed(seed)),
     "likely_tokens": dict(loss=likely_tokens, reads_general=True),
+    "answers_only": dict(loss=answers_only, reads_general=True, prepare=marks_of),
     "ce_and_kl": dict(loss=ce_and_kl, reads_general=True),
+    **{f"stored {k}": dict(loss=stored(k), reads_general=True) for k in (8, 64)},
     "domain_kl": dict(loss=domain_kl),
+    "asft": dict(loss=asft),
+    "disc": dict(loss=disc),
     "masked_kl": dict(loss=masked_kl),
     "l2sp": dict(loss=l2sp, weight_decay=0.0),
     "ewc": dict(loss=ewc, weight_decay=0.0, prepare=fisher_of_base),

@@ -8,7 +8,7 @@ from plots import runs, style
 from plots.runs import Run
 from plots.tables import kept, sweep_tables
 
-SHARES = (0.0, 0.25, 0.5, 0.7, 0.85, 1.0)
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.7, 0.85, 1.0)
 KINDS = {"noise": "noise: a new wrong answer each time", "bias": "bias: always the same one"}
 METHODS = ("replay", "mol")
 STEPS = (150, 300, 600, 1200, 2400)  # at 70% wrong

@@ -17,11 +17,12 @@ from plots.tables import GENERAL_SKILLS, SUMMARY, differences_table, of, skill, 
 from plots.texts import answers_of, documents_of, kinds_of, on_path, test_on_text, to_tokens
 from train import continue_pretraining
 
-TEXTS = {"other endings": 1, "other beginnings": 3}  # the number of seeds
+TEXTS = {"other endings": 3, "other beginnings": 5}  # the number of seeds
 TENTH = "replay, a tenth in the base's words"
 WAYS = {  # method, settings, how
     "replay": ("replay", {}, {}), "mol": ("mol", {}, {}),
     "replay, base's answers": ("replay", {}, {"answered": True}),
+    "replay, base's answers, no prompts": ("answers_only", {}, {"answered": True}),
     "mol, forward KL": ("mol", {"kl": "forward"}, {}),
     TENTH: ("replay", {}, {"own": 0.1}),
     "mol, a tenth in the base's words": ("mol", {}, {"own": 0.1})}
@@ -67,7 +68,7 @@ def heldout_wordings(seed):
 
 
 def in_other_words(method, settings, seed, world, base, text, own=0.0, answered=False):
-    """A run on right answers in other words -> its last row.
+    """A run on right answers in other words. Its last row has on_path and the test on its text.
 
     own: the share of documents in the base's words. answered: the base answers the prompts.
     """
@@ -86,14 +87,15 @@ def in_other_words(method, settings, seed, world, base, text, own=0.0, answered=
                     probes=world.probes | probes | heldout_wordings(seed))
     model, rows = continue_pretraining(method, settings, seed, world, base,
                                        lambda model: evaluate(model, base, world))
-    return [{**rows[-1], "on_path": on_path(base, world),
-             **test_on_text("other", model, base, unseen_text(text, seed, world))}]
+    rows[-1] |= {"on_path": on_path(base, world),
+                 **test_on_text("other", model, base, unseen_text(text, seed, world))}
+    return rows
 
 
-def run(way, text):
+def run(way, text, eval_every=250):
     method, settings, how = WAYS[way]
-    return Run(method, {"general_errors": 0.0, "eval_every": 250, **settings}, in_other_words,
-               {"text": text, **how}, TEXTS[text])
+    return Run(method, {"general_errors": 0.0, "eval_every": eval_every, **settings},
+               in_other_words, {"text": text, **how}, TEXTS[text])
 
 
 RUNS = {f"{way}, {text}": run(way, text) for text in TEXTS for way in WAYS}

@@ -101,6 +101,18 @@ class InChunks(torch.autograd.Function):
                  for x, (shape, dtype) in zip(gradients, ctx.like)), *[None] * 9
 
 
+def completed(log_p, tokens, log_q):
+    """The base's log-probabilities (..., V) from those of its likeliest tokens, twice (..., k).
+
+    The rest of the base's probability is shared out like that of the model, log_p (..., V). So a KL
+    and its gradient see k + 1 outcomes.
+    """
+    log_q = log_q.float()
+    rests = [torch.log1p(-some.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
+             for some in (log_q, log_p.gather(-1, tokens))]
+    return (log_p + rests[0] - rests[1]).scatter(-1, tokens, log_q)
+
+
 # The losses from log-probabilities (n, V), and their gradients with respect to the logits by the
 # formulas of losses.py -> nats (n,), (n, V). They work in place to save memory and time.
 
