@@ -63,12 +63,11 @@ def make_world(settings, model, tokenizer):
     found = probabilities(model, tokenizer, [
         Question("d", "", f"In telecommunications, {name} stands for", options)
         for name, options in every.items()])
-    unknown = [name for name, p in zip(every, found) if p[0] < max(p)]  # a wrong meaning is likelier
+    unknown = [name for name, p in zip(every, found) if p[0] < max(p)]  # a wrong one is likelier
     facts = {name: every[name] for name in random.Random(0).sample(
         unknown, min(FACTS, len(unknown)))}
     texts = general_texts(settings, model, tokenizer)
-    asked = all_questions(facts, [tokenizer.decode(row) for rows in texts.values()
-                                  for row in rows])
+    asked = all_questions(facts, [tokenizer.decode(row) for row in sum(texts.values(), [])])
     row = {"step": 0, "kinds": "".join(question.kind for question in asked),
            **test(model, model, tokenizer, asked, settings.length)}
     return SimpleNamespace(model=model, tokenizer=tokenizer, facts=facts, texts=texts,
@@ -167,7 +166,7 @@ def probabilities(model, tokenizer, asked):
 
 # --- all runs ------------------------------------------------------------------------------------
 
-def search(method, rates, seeds=None, **settings):
+def search(method, *rates, seeds=None, **settings):
     return [runs.Run(method, {**settings, "lr": lr}, on_a_real_model, seeds=seeds) for lr in rates]
 
 
@@ -176,19 +175,19 @@ def search(method, rates, seeds=None, **settings):
 # has the rate that was best for its method on the right text.
 FULL = (3e-4, 1e-3, 1e-4)
 SEARCHES = {
-    "ce": search("ce", FULL),
-    "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.75, 0.5, 0.25)],
-    "replay": search("replay", FULL),
-    "replay, wrong statements": search("replay", FULL[:1], text="wrong"),
-    "replay, own samples": search("replay", FULL, text="samples"),
-    "replay, base's answers": search("replay", FULL, text="answers"),
-    "replay, chats": search("replay", FULL[:1], seeds=1, text="chats"),
-    "mol": search("mol", FULL),
-    "mol, wrong statements": search("mol", FULL[:1], text="wrong"),
-    "mol, own samples": search("mol", FULL, text="samples"),
-    "mol, chats": search("mol", FULL[:1], seeds=1, text="chats"),
-    "mol, forward KL": search("mol", FULL[:1], seeds=1, kl="forward"),
-    "LoRA mol": search("mol", (1e-2, 3e-3, 3e-2), lora_rank=8)}
+    "ce": search("ce", *FULL),
+    "ce, interpolated": [search("ce", 3e-4, share=share)[0] for share in (0.75, 0.5, 0.25)],
+    "replay": search("replay", *FULL),
+    "replay, wrong statements": search("replay", 3e-4, text="wrong"),
+    "replay, own samples": search("replay", *FULL, text="samples"),
+    "replay, base's answers": search("replay", *FULL, text="answers"),
+    "replay, chats": search("replay", 3e-4, seeds=1, text="chats"),
+    "mol": search("mol", *FULL),
+    "mol, wrong statements": search("mol", 3e-4, text="wrong"),
+    "mol, own samples": search("mol", *FULL, text="samples"),
+    "mol, chats": search("mol", 3e-4, seeds=1, text="chats"),
+    "mol, forward KL": search("mol", 3e-4, seeds=1, kl="forward"),
+    "LoRA mol": search("mol", 1e-2, 3e-3, 3e-2, lora_rank=8)}
 RUNS = {label: found[0] for label, found in SEARCHES.items()}
 SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
           for i, run in enumerate(found)}
@@ -300,8 +299,8 @@ def draw(results, picture, note):
 
 
 def main(arguments=None):
-    runs.main("real", SEARCH | RUNS, draw, __doc__, tell, Settings(), make, omit=("pairs", "length"),
-              arguments=arguments)
+    runs.main("real", SEARCH | RUNS, draw, __doc__, tell, Settings(), make, ("pairs", "length"),
+              arguments)
 
 
 if __name__ == "__main__":
