@@ -2,8 +2,8 @@
 
 All answers are right. The documents are read again and again. Each of these runs is also tested on
 the text that it read and on 2,000 new documents, some of which it may have read too: the difference
-is what it learnt by heart. The ratio changes in two ways: either general text is added to the same
-domain text, or the total is fixed. Then the ratios are the nearest in whole numbers: 1:8 is 4:28.
+is what it learnt by heart. With another ratio the total stays the same, so the ratios are the
+nearest in whole numbers: 1:8 is 4:28.
 """
 
 import random
@@ -12,13 +12,13 @@ import data
 from eval import evaluate
 from plots import runs
 from plots.runs import Run
-from plots.tables import SUMMARY, of, sweep_tables
+from plots.tables import kept, learnt, of, p_right, sweep_tables
 from plots.texts import kinds_of, test_on_text, to_tokens
 from train import continue_pretraining
 
 DOCUMENTS = (30, 100, 300, 1000, 3000, 10_000)
-RATIOS = {"1:8": 1 / 8, "1:4": 1 / 4, "1:2": 1 / 2, "1:1": 1.0, "2:1": 2.0, "4:1": 4.0}
-DOMAIN, TOTAL = 16, 32  # domain sequences per step, or sequences in total
+RATIOS = {"1:8": 28, "1:4": 26, "1:2": 21, "1:1": 16, "2:1": 11, "4:1": 6}  # domain sequences
+TOTAL = 32  # sequences per step
 METHODS = ("replay", "mol")
 RIGHT = {"general_errors": 0.0}
 
@@ -39,30 +39,25 @@ def of_documents(method, count):
     return Run(method, RIGHT | {"general_documents": count}, marked_on_seen)
 
 
-def same_domain(method, ratio):
-    return Run(method, RIGHT | {"batch_size": DOMAIN, "ratio": RATIOS[ratio]})
-
-
-def same_total(method, ratio):
-    """The whole numbers of sequences that come closest to the ratio."""
-    domain = round(TOTAL / (1 + RATIOS[ratio]))
+def of_ratio(method, ratio):
+    domain = RATIOS[ratio]
     return Run(method, RIGHT | {"batch_size": domain, "ratio": (TOTAL - domain) / domain})
 
 
-SWEEPS = {"documents": (of_documents, DOCUMENTS), "same domain text": (same_domain, RATIOS),
-          "same total": (same_total, RATIOS)}
+SWEEPS = {  # name: (run, values, {title of a table: (value, digits)})
+    "documents": (of_documents, DOCUMENTS, {
+        "general skills, %": (kept, 0), "KL on seen text": (of("seen_kl"), 2),
+        "KL on unseen text": (of("unseen_kl"), 2)}),
+    "same total": (of_ratio, RATIOS, {"p(right), %": (p_right, 0), "domain, %": (learnt, 0)})}
 RUNS = {f"{method}, {name} {x}": run(method, x)
-        for name, (run, values) in SWEEPS.items() for x in values for method in METHODS}
+        for name, (run, values, _) in SWEEPS.items() for x in values for method in METHODS}
 
 
 def tell(results):
-    tables, by_heart = [], {f"{what} on {text} text": (of(f"{text}_{what.lower()}"), 2)
-                            for what in ("loss", "KL") for text in ("seen", "unseen")}
-    for name, (run, values) in SWEEPS.items():
-        lines = {method: {x: results(run(method, x)) for x in values} for method in METHODS}
-        more = by_heart if name == "documents" else {}
-        tables.append(sweep_tables(name, lines, columns=SUMMARY | more))
-    return "\n\n".join(tables)
+    return "\n\n".join(
+        sweep_tables(name, {method: {x: results(run(method, x)) for x in values}
+                            for method in METHODS}, columns=shown)
+        for name, (run, values, shown) in SWEEPS.items())
 
 
 if __name__ == "__main__":

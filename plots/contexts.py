@@ -8,7 +8,7 @@ documents. `filtered` drops documents with a token that the base finds unlikely.
 
 from plots import runs
 from plots.runs import Run
-from plots.tables import SKILLS, SUMMARY, of, skill, sweep_tables, table
+from plots.tables import SUMMARY, learnt, of, skill, sweep_tables, table
 from plots.texts import from_source
 
 METHODS = ("replay", "mol")
@@ -24,7 +24,6 @@ TEXTS = {  # name: (settings, source, how)
     "other format, answered by the base": (RIGHT, "other format, answered", {})}
 NAMED = (0.1, 0.5, 1.0)
 OVERLAPS = (0, 0.05, 0.25, 0.5)
-LINES = {"replay": ("replay", {}), "mol": ("mol", {}), "mol, filtered": ("mol", {"limit": 5.0})}
 
 
 def run(method, text, **more):
@@ -53,31 +52,30 @@ OF_TEXT |= {
                                     ("written by the base", 90, 73)]
     for method, steps in (("replay", of_replay), ("mol", of_mol))}
 NO_QUESTIONS = named("mol", 1.0, question=False)
-RUNS = OF_TEXT | {"mol, all items, no questions": NO_QUESTIONS}
-RUNS |= {f"{method}, {share:.0%} of the items": named(method, share)
-         for share in NAMED for method in METHODS}
-RUNS |= {f"{label}, {share:.0%} domain documents": overlap(method, share, **how)
-         for share in OVERLAPS for label, (method, how) in LINES.items()}
-
-
-def points(results, run, shares, method, **how):
-    return {100 * share: results(run(method, share, **how)) for share in shares}
+ITEMS = {method: {share: named(method, share) for share in NAMED} for method in METHODS}
+ITEMS["mol, no questions"] = {1.0: NO_QUESTIONS}
+DOMAIN = {label: {share: overlap(method, share, **how) for share in OVERLAPS}
+          for label, method, how in [("replay", "replay", {}), ("mol", "mol", {}),
+                                     ("mol, filtered", "mol", {"limit": 5.0})]}
+RUNS = OF_TEXT | {f"{label}, {share:.0%} {what}": run
+                  for what, lines in (("of the items", ITEMS), ("domain documents", DOMAIN))
+                  for label, points in lines.items() for share, run in points.items()}
 
 
 def tell(results):
+    def found(lines):
+        return {label: {share: results(run) for share, run in points.items()}
+                for label, points in lines.items()}
+
     columns = {"on the base's path": (of("on_path", 100), 0), "think sums": (skill("think"), 0),
                "last number": (of("final", 100), 0), "other format": (skill("other format"), 0)}
-    of_skills = {title: (skill(name), 0) for name, title in SKILLS.items()}
-    capitals = {f"capitals {name}": (skill(name), 0) for name in ("named", "not named")}
-    few = {method: points(results, named, NAMED, method) for method in METHODS}
-    few["mol, no questions"] = {100: results(NO_QUESTIONS)}
-    domain = {label: points(results, overlap, OVERLAPS, method, **how)
-              for label, (method, how) in LINES.items()}
+    skills = {"capitals named": (skill("named"), 0), "capitals not named": (skill("not named"), 0),
+              "no-think sums": (skill("no_think"), 0), "think sums": (skill("think"), 0)}
     return "\n\n".join([
         table("general text", {label: results(run) for label, run in OF_TEXT.items()},
               columns | SUMMARY),
-        sweep_tables("share of items", few, "{:.0f}%".format, capitals | of_skills),
-        sweep_tables("domain documents", domain, "{:.0f}%".format, of_skills)])
+        sweep_tables("share of items", found(ITEMS), "{:.0%}".format, skills),
+        sweep_tables("domain documents", found(DOMAIN), "{:.0%}".format, {"domain": (learnt, 0)})])
 
 
 if __name__ == "__main__":

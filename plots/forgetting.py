@@ -4,7 +4,7 @@ from collections import defaultdict
 from statistics import mean
 
 from plots import style
-from plots.tables import SKILLS, kept
+from plots.tables import SKILLS, kept, of, skill
 
 LOSSES = {"domain_loss": ("domain text", "domain"), "general_loss": ("general text", "no_think")}
 
@@ -20,13 +20,11 @@ def by_step(rows):
 def draw_methods(axes, methods, base):
     """A panel per method: exact answers against steps, or held-out losses of your own text."""
     accuracy = base[0]["accuracy"]
-    lines = {skill: (SKILLS.get(skill, skill), skill) for skill in accuracy} or LOSSES
+    lines = {name: (SKILLS.get(name, name), name) for name in accuracy} or LOSSES
     for panel, (method, steps) in zip(axes, methods.items()):
         ends = {}
         for i, (name, (shown, colour)) in enumerate(lines.items()):
-            def value(row):
-                return 100 * row["accuracy"][name] if accuracy else row[name]
-
+            value = skill(name) if accuracy else of(name)
             colour = style.SKILL_COLOURS.get(colour, f"C{i}")
             # Wide lines below narrow ones, so that lines on top of each other are seen.
             width = {"facts": 6, "think": 3.5}.get(name, 1.6)
@@ -68,10 +66,9 @@ def draw(rows, picture):
         title = f"{subject} (base {mean(map(kept, base)):.0f}%): " + ", ".join(
             f"{method} {mean(map(kept, seeds)):.0f}%" for method, seeds in ends.items())
     else:
-        def loss(rows):
-            return mean(row["general_loss"] for row in rows)
-
+        loss = of("general_loss")
         title = "General loss, compared with the base: " + ", ".join(
-            f"{method} {loss(seeds) - loss(base):+.2f}" for method, seeds in ends.items())
+            f"{method} {mean(map(loss, seeds)) - mean(map(loss, base)):+.2f}"
+            for method, seeds in ends.items())
     style.save(figure, picture, title,
                f"{style.seeds_note(len(base))}; dashed: the base; below: the training loss")

@@ -42,7 +42,9 @@ def start(settings, world, base):
     every = settings.eval_every * math.ceil(settings.steps / settings.eval_every / 15)
     steps = {0, *EARLY, *range(every, settings.steps, every), settings.steps}
     questions = [[skill, *probes[0]] for skill, probes in world.probes.items()]
-    rows = own_rows(world) if settings.general_files else toy_rows(world)
+    rows = toy_rows(world) if not settings.general_files else [
+        (is_domain, "", text[i * len(text) // 6:][:32])  # twelve pieces of your own text
+        for is_domain, text in enumerate((world.general, world.domain)) for i in range(6)]
     rows = [[*row, tokens[:settings.block_size + 1].tolist()] for *row, tokens in rows]
     tokens = pad_sequence([torch.tensor(row[-1]) for row in rows], True).to(settings.device)
     with torch.no_grad():
@@ -54,14 +56,9 @@ def start(settings, world, base):
         [[{} for _ in row[-1][1:]] for row in rows])
 
 
-def own_rows(world):
-    """Twelve pieces of your own text -> [(is it domain text?, note, tokens), ...]."""
-    return [(is_domain, "", text[i * len(text) // 6:][:32])
-            for is_domain, text in enumerate((world.general, world.domain)) for i in range(6)]
-
-
 def toy_rows(world):
-    """One sum, right, wrong and in another format; a fact, a story; six lines of the manual."""
+    """One sum, right, wrong and in another format; a fact, a story; six lines of the manual.
+    -> [(is it domain text?, note, tokens), ...]"""
     general, domain = (world.tokenizer.decode(text.tolist())
                        for text in (world.general, world.domain))
     lines = {"36+21=47": "wrong answer", "36+21=57": "right answer",

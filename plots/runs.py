@@ -26,15 +26,15 @@ from typing import Callable, NamedTuple
 
 import torch
 
-import train
 from data import BadInput, make_world
 from eval import evaluate
 from plots.program import read_flags, run_program
 from plots.style import seeds_note
+from train import BASE_SETTINGS, METHODS, Settings, continue_pretraining, get_base, parse
 
 HERE = Path(__file__).parent
-DEFAULTS = train.Settings(out=str(HERE), seeds=(0, 1, 2, 3, 4), eval_every=50, dtype="float32",
-                          general_errors=0.7)
+DEFAULTS = Settings(out=str(HERE), seeds=(0, 1, 2, 3, 4), eval_every=50, dtype="float32",
+                    general_errors=0.7)
 FEW_SEEDS = replace(DEFAULTS, seeds=(0, 1, 2))  # for experiments with runs of over a minute
 
 
@@ -67,13 +67,10 @@ def read_runs(path, defaults=DEFAULTS):
 
 def append_run(path, line):
     """Add a line in one write, so that two programs can append at once."""
-    with open(path, "ab+", buffering=0) as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+    with open(path, "ab+") as file:
+        file.seek(max(0, file.tell() - 1))
         cut_short = file.read(1) not in (b"", b"\n")
-        content = b"\n" * cut_short + json.dumps(line).encode() + b"\n"
-        if file.write(content) < len(content):
-            raise OSError(f"{path}: cannot be written, the disk is full")
-        os.fsync(file.fileno())
+        file.write(b"\n" * cut_short + json.dumps(line).encode() + b"\n")
 
 
 def identity(method, work, how, settings, seed):  # a key of a dictionary
@@ -108,8 +105,8 @@ def run_experiment(name, runs, draw, description, tell, defaults=DEFAULTS, make=
     """
     varied = {key for run in runs.values() for key in run.settings}
     omit, title = {*omit, *varied}, description.partition("\n")[0]
-    settings = (read_flags(defaults, arguments, omit, title, train.METHODS) if make else
-                train.parse(arguments, defaults, omit, title))
+    settings = (read_flags(defaults, arguments, omit, title, METHODS) if make else
+                parse(arguments, defaults, omit, title))
     out = Path(settings.out)
     changed = (of_run(settings), settings.seeds) != (of_run(defaults), defaults.seeds)
     if changed and out.resolve() == Path(defaults.out).resolve():
@@ -139,24 +136,18 @@ def run_experiment(name, runs, draw, description, tell, defaults=DEFAULTS, make=
 
 def make_in_processes(jobs, path):
     """Make (run, settings, seed) on one process per core; append each to runs.jsonl when done."""
+    print("a base that is new takes about a minute", flush=True)
+    bases = {base_of(line): line["base"] for line in read_runs(path).values()}
     pool = ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), start_worker)
+    started = time.perf_counter()
     try:
-        print("first the bases, about a minute each if they are new", flush=True)
-        bases = {(seed, base_settings(of_run(settings))): (settings, seed)
-                 for _, settings, seed in jobs}
-        digests = pool.map(digest_of_base, *zip(*bases.values()))
-        lines = read_runs(path).values()
-        for (seed, base), digest in zip(bases, digests):
-            for line in lines:
-                if ((line["seed"], base_settings(line["settings"])) == (seed, base)
-                        and line["base"] != digest):
-                    raise BadInput(f"{path}: the runs of seed {seed} have another base than this "
-                                   "machine and code make; use a folder of your own, --out")
-        started = time.perf_counter()
         futures = {pool.submit(make_run, *job): job for job in jobs}
         for done, future in enumerate(as_completed(futures), 1):
-            append_run(path, future.result())
-            run, _, seed = futures[future]
+            (run, _, seed), line = futures[future], future.result()
+            if bases.setdefault(base_of(line), line["base"]) != line["base"]:
+                raise BadInput(f"{path}: the runs of seed {seed} have another base than this "
+                               "machine and code make; use a folder of your own, --out")
+            append_run(path, line)
             print(progress(done, len(jobs), run, seed, started), flush=True)
     except BrokenProcessPool:
         raise BadInput("a process ended early, perhaps for lack of memory; run the command again "
@@ -185,8 +176,9 @@ def start_worker():
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def base_settings(settings):
-    return tuple(settings.get(name) for name in train.BASE_SETTINGS)
+def base_of(line):
+    """What tells the base of a line from the others: its seed and settings."""
+    return line["seed"], *(line["settings"].get(name) for name in BASE_SETTINGS)
 
 
 def digest_of(model):
@@ -197,19 +189,15 @@ def digest_of(model):
     return digest.hexdigest()[:16]
 
 
-def digest_of_base(settings, seed):
-    return digest_of(train.get_base(settings, seed, make_world(settings, seed)))
-
-
 def make_run(run, settings, seed):
     """Make one run -> its line of runs.jsonl."""
     world = make_world(settings, seed)
-    base = train.get_base(settings, seed, world)
+    base = get_base(settings, seed, world)
     if run.work:
         rows = run.work(run.method, settings, seed, world, base, **run.how)
     else:
-        _, rows = train.continue_pretraining(run.method, settings, seed, world, base,
-                                             lambda model: evaluate(model, base, world))
+        _, rows = continue_pretraining(run.method, settings, seed, world, base,
+                                       lambda model: evaluate(model, base, world))
     return line_of(run, settings, seed, base, rows)
 
 

@@ -5,7 +5,6 @@ from statistics import mean, stdev
 
 SKILLS = {"no_think": "no-think sums", "think": "think sums", "facts": "facts", "domain": "domain"}
 GENERAL_SKILLS = ("no_think", "think", "facts")
-LOSSES = {"general_loss": "general loss", "domain_loss": "domain loss", "kl_to_base": "KL to base"}
 
 
 # --- numbers of a row ----------------------------------------------------------------------------
@@ -17,8 +16,7 @@ def kept(row):
 
 def general_skills(row):
     """The three of the toy world, or those of your own questions."""
-    own = list(row["accuracy"])
-    return GENERAL_SKILLS if {*GENERAL_SKILLS} <= {*own} else own
+    return GENERAL_SKILLS if {*GENERAL_SKILLS} <= row["accuracy"].keys() else row["accuracy"]
 
 
 def p_right(row):
@@ -70,11 +68,11 @@ def difference(values, others):
 def metrics_table(rows):
     """Rows of metrics -> a Markdown table: each method's last row, over seeds mean (low-high)."""
     last = {(row["method"], row["seed"]): row for row in rows}.values()
-    columns = {name: (of(key), 3) for key, name in LOSSES.items()}
-    skills = [name for name in rows[0]["accuracy"] if name in (*SKILLS, *general_skills(rows[0]))]
+    columns = {"general loss": (of("general_loss"), 3), "domain loss": (domain_loss, 3),
+               "KL to base": (kl, 3)}
     columns |= {SKILLS.get(name, name): (lambda row, name=name: row["accuracy"][name], 2)
-                for name in skills}
-    if skills:
+                for name in rows[0]["accuracy"]}
+    if rows[0]["accuracy"]:
         columns["p(right)"] = lambda row: p_right(row) / 100, 2
     return table("method", {method: [[row] for row in last if row["method"] == method]
                             for method in dict.fromkeys(row["method"] for row in rows)}, columns)

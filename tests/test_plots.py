@@ -67,8 +67,7 @@ def refused(ended):
 def test_committed_runs_of_one_seed_and_size_have_the_same_base():
     bases = {}
     for line in LINES.values():
-        key = line["seed"], runs.base_settings(line["settings"])
-        assert bases.setdefault(key, line["base"]) == line["base"]
+        assert bases.setdefault(runs.base_of(line), line["base"]) == line["base"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

