@@ -1,28 +1,24 @@
 """The experiments of plots/: their runs, figures and tables, other methods and other texts."""
 
-import functools
 import importlib
-import io
 import itertools
 import math
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 import data
 import losses
+import test_train
 from eval import evaluate
 from model import GPT, GPTConfig
 from plots import forgetting, methods, rivals, runs, texts
@@ -34,41 +30,27 @@ ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {name: importlib.import_module(f"plots.{name}") for name in
                "amount contexts details domains headline quality rivals scale wordings".split()}
 LINES = runs.read_runs(ROOT / "plots" / "runs.jsonl")
-TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
-        "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
+TINY = test_train.tiny("--base-steps", 3, "--eval-every", 4)  # of 4 steps
 RUNS = {"replay, wrong": Run("replay", {"general_errors": 1.0}), "mol": Run("mol")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_worlds():  # each is made once
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "toy_world", functools.cache(data.toy_world))
-        yield
 
 
 def program(arguments, made=RUNS, draw=None, tell=str):
     """Run the program of an experiment -> exit code, output, errors."""
-    output, errors = io.StringIO(), io.StringIO()
-    with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-        runs.main("tiny", made, draw, "A test.", tell, arguments=[*map(str, arguments)])
-    return ended.value.code, output.getvalue(), errors.getvalue()
+    return test_train.program(lambda: runs.main("tiny", made, draw, "A test.", tell,
+                                                arguments=[*map(str, arguments)]))
 
 
 def refused(ended):
     """The one message of a program that has ended with code 2."""
     code, _, errors = ended
-    message = errors.splitlines()[-1]  # below the usage
-    assert code == 2 and "error: " in message
-    return message
+    assert code == 2 and errors.count("error: ") == 1
+    return errors.splitlines()[-1]  # below the usage
 
-
-# --- the committed runs --------------------------------------------------------------------------
 
 def test_committed_runs_of_one_seed_and_size_have_the_same_base():
-    bases = {}
-    for line in LINES.values():
-        key = line["seed"], runs.base_settings(line["settings"])
-        assert bases.setdefault(key, line["base"]) == line["base"]
+    bases = {(line["seed"], runs.base_settings(line["settings"]), line["base"])
+             for line in LINES.values()}
+    assert len(bases) == len({(seed, settings) for seed, settings, _ in bases})
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -83,8 +65,6 @@ def test_a_run_that_is_made_again_has_the_metrics_of_the_committed_one(name):
         assert made["rows"][row]["accuracy"].keys() == committed["rows"][row]["accuracy"].keys()
 
 
-# --- runs.jsonl ----------------------------------------------------------------------------------
-
 def test_a_line_that_was_cut_short_is_ignored_and_the_next_one_is_whole(tmp_path):
     path = tmp_path / "runs.jsonl"
     line = {"method": "mol", "work": "train", "how": {}, "settings": runs.of_run(runs.DEFAULTS)}
@@ -97,19 +77,6 @@ def test_a_line_that_was_cut_short_is_ignored_and_the_next_one_is_whole(tmp_path
         runs.append_run(path, {**line, "seed": 7})
         assert [found["seed"] for found in runs.read_runs(path).values()] == [*seeds, 7]
 
-
-def test_a_run_is_found_by_what_it_depends_on():
-    different = [Run("mol"), Run("replay"), Run("mol", {"ratio": 0.5}),
-                 Run("mol", {}, texts.from_source, {"source": "open"}),
-                 Run("mol", {}, texts.from_source, {"source": "answered"})]
-    there = replace(runs.DEFAULTS, out="x", seeds=(5,), methods=("ce",), device="cuda")
-    here, again = ([runs.identity_of(run, settings, seed) for run in different for seed in (0, 1)]
-                   for settings in (runs.DEFAULTS, there))
-    assert len(set(here)) == 10 and here == again
-    assert here[0] == runs.identity_of(Run("mol", {"ratio": 1.0}), runs.DEFAULTS, 0)  # the default
-
-
-# --- making what is missing ----------------------------------------------------------------------
 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
@@ -145,18 +112,15 @@ def test_runs_from_another_base_are_refused(experiment, tmp_path):
     assert experiment(seeds=(1,))[0] == 0  # another seed has a base of its own
 
 
-def test_other_settings_need_a_folder_of_your_own(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for arguments in (["--steps", 6], ["--steps", 6, "--out", "plots"], ["--seed", 0]):
-        assert "--out" in refused(program(arguments, draw=pytest.fail, tell=pytest.fail))
-
-
-def test_an_experiment_that_fails_keeps_nothing(experiment, tmp_path):
+def test_an_experiment_that_fails_keeps_nothing(experiment, tmp_path, monkeypatch):
     for flag, value, told in [
             ("--methods", "mol", "--methods"), ("--general", "README.md", "--general"),
             ("--general-errors", 0.3, "--general-errors"),  # the experiment varies it
             ("--lr", 1e8, "the loss")]:  # it is NaN
         assert told in refused(experiment(flag, value)) and not list(tmp_path.rglob("*.*"))
+    monkeypatch.chdir(ROOT)  # other settings need a folder of your own
+    for arguments in (["--steps", 6], ["--steps", 6, "--out", "plots"], ["--seed", 0]):
+        assert "--out" in refused(program(arguments, draw=pytest.fail, tell=pytest.fail))
 
 
 SCRIPT = """
@@ -182,7 +146,7 @@ def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
         assert killed.poll() is None
         time.sleep(0.02)
     children = states("--ppid", str(killed.pid))
-    os.kill(killed.pid, signal.SIGKILL)
+    killed.kill()
     killed.wait()
     assert children and 0 < len(runs.read_runs(path)) < 7
     deadline = time.monotonic() + 60
@@ -190,8 +154,6 @@ def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
         assert time.monotonic() < deadline, "the processes of a killed experiment go on"
         time.sleep(0.05)
 
-
-# --- figures and tables --------------------------------------------------------------------------
 
 def metrics():
     """Rows of metrics: ce forgets all, mol a tenth. The bases of the seeds differ in their loss."""
@@ -207,14 +169,11 @@ def metrics():
     return rows
 
 
-def test_the_figure_of_a_run(tmp_path, monkeypatch):
+def test_the_figure_of_a_run(tmp_path):
     """Its title says what it shows. Its name decides the format."""
-    titles, suptitle = [], Figure.suptitle
-    monkeypatch.setattr(Figure, "suptitle", lambda figure, text, **options: (
-        titles.append(text), suptitle(figure, text, **options)))
     forgetting.draw(metrics(), tmp_path / "new.svg")
-    assert titles == ["General skills (base 100%): ce 0%, mol 90%"]
-    assert (tmp_path / "new.svg").read_bytes().startswith(b"<?xml")
+    shown = (tmp_path / "new.svg").read_text()
+    assert shown.startswith("<?xml") and "General skills (base 100%): ce 0%, mol 90%" in shown
 
 
 def lines_of(table):
@@ -248,8 +207,6 @@ def test_a_paired_difference_by_hand():
     assert "minus ce" in table and "| mol | +90.0 (+90.0 to +90.0) | " in re.sub(" +", " ", table)
     assert "[+0.500 (-5.855 to +6.855)]" in table
 
-
-# --- texts ---------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def world():
@@ -364,8 +321,6 @@ def test_a_run_on_another_text_reads_it_and_is_tested_on_it(world, monkeypatch):
         texts.from_source("mol", few, 0, world, base, "overlap", share=0)
 
 
-# --- the other methods ---------------------------------------------------------------------------
-
 def loss_of(name, world, model, batch, strength=1.0):
     """The loss of a method, its CE part and its KL part."""
     (settings, world, base), method = world, METHODS[name]
@@ -382,12 +337,10 @@ def batch(world):
 
 
 def test_weight_distance_by_hand():
-    """Half of 2 * 1^2 + 1 * 3^2 is 5.5. Its gradient is the importance times the change of w."""
-    w, w0 = (torch.tensor(values, requires_grad=True) for values in ([1.0, 5.0], [0.0, 2.0]))
-    assert methods.weight_distance([w], [w0]).item() == 5.0
-    distance = methods.weight_distance([w], [w0], [torch.tensor([2.0, 1.0])])
-    distance.backward()
-    assert distance.item() == 5.5 and w.grad.tolist() == [2.0, 3.0] and w0.grad is None
+    """Half of 1^2 + 3^2 is 5, and half of 2 * 1^2 + 1 * 3^2 is 5.5."""
+    w, w0, importance = torch.tensor([[1.0, 5.0], [0.0, 2.0], [2.0, 1.0]])
+    assert methods.weight_distance([w], [w0]) == 5.0
+    assert methods.weight_distance([w], [w0], [importance]) == 5.5
 
 
 def test_the_fisher_is_the_curvature_of_the_kl():
@@ -476,9 +429,5 @@ def test_strength_weighs_what_protects_the_base(name, world, batch):
 
 def test_the_settings_of_rivals_are_the_best_of_the_search():
     """The best has the highest mean of general skills kept and domain learnt, on three seeds."""
-    for name, values in rivals.SEARCHES.items():
-        ends = {value: [LINES[runs.identity_of(run, runs.DEFAULTS, seed)]["rows"][-1]["accuracy"]
-                        for seed in range(3)] for value, run in values.items()}
-        assert rivals.BEST[name] == max(values, key=lambda value: sum(
-            skills["domain"] + (skills["no_think"] + skills["think"] + skills["facts"]) / 3
-            for skills in ends[value])), name
+    assert rivals.BEST == rivals.best_values(lambda run: [
+        LINES[runs.identity_of(run, runs.DEFAULTS, seed)]["rows"] for seed in range(3)])
