@@ -6,9 +6,9 @@ right answers but name only a share of the countries and of the sums, or have a 
 documents. `filtered` drops documents with a token that the base finds unlikely.
 """
 
-from plots import runs
+from plots import runs, style
 from plots.runs import Run
-from plots.tables import SUMMARY, learnt, of, skill, sweep_tables, table
+from plots.tables import SUMMARY, ends, kept, learnt, of, skill, sweep_tables, table
 from plots.texts import from_source
 
 METHODS = ("replay", "mol")
@@ -23,7 +23,7 @@ TEXTS = {  # name: (settings, source, how)
     "other format, a tenth in base format": (RIGHT, "other format", {"own": 0.1}),
     "other format, answered by the base": (RIGHT, "other format, answered", {})}
 NAMED = (0.1, 0.5, 1.0)
-OVERLAPS = (0, 0.05, 0.25, 0.5)
+OVERLAPS = (0.05, 0.25, 0.5)
 
 
 def run(method, text, **more):
@@ -36,10 +36,8 @@ def named(method, share, **how):
                {"source": "some items", "share": share, **how})
 
 
-def overlap(method, share, **how):
-    if not share:  # nothing to filter either
-        return Run(method, RIGHT)
-    return Run(method, {**RIGHT, "eval_every": 250}, from_source,
+def overlap(method, share, settings, **how):
+    return Run(method, {**RIGHT, "eval_every": 250, **settings}, from_source,
                {"source": "overlap", "share": share, **how})
 
 
@@ -54,9 +52,12 @@ OF_TEXT |= {
 NO_QUESTIONS = named("mol", 1.0, question=False)
 ITEMS = {method: {share: named(method, share) for share in NAMED} for method in METHODS}
 ITEMS["mol, no questions"] = {1.0: NO_QUESTIONS}
-DOMAIN = {label: {share: overlap(method, share, **how) for share in OVERLAPS}
-          for label, method, how in [("replay", "replay", {}), ("mol", "mol", {}),
-                                     ("mol, filtered", "mol", {"limit": 5.0})]}
+DOMAIN = {label: {share: overlap(method, share, settings, **how) for share in OVERLAPS}
+          for label, method, settings, how in [
+              ("replay", "replay", {}, {}), ("mol", "mol", {}, {}),
+              ("mol, strength 0.3", "mol", {"strength": 0.3}, {}),
+              ("mol, forward KL", "mol", {"kl": "forward"}, {}),
+              ("mol, filtered", "mol", {}, {"limit": 5.0})]}
 RUNS = OF_TEXT | {f"{label}, {share:.0%} {what}": run
                   for what, lines in (("of the items", ITEMS), ("domain documents", DOMAIN))
                   for label, points in lines.items() for share, run in points.items()}
@@ -75,8 +76,24 @@ def tell(results):
         table("general text", {label: results(run) for label, run in OF_TEXT.items()},
               columns | SUMMARY),
         sweep_tables("share of items", found(ITEMS), "{:.0%}".format, skills),
-        sweep_tables("domain documents", found(DOMAIN), "{:.0%}".format, {"domain": (learnt, 0)})])
+        sweep_tables("domain documents", found(DOMAIN), "{:.0%}".format,
+                     {"domain": (learnt, 0), "general skills": (kept, 0)})])
+
+
+def draw(results, picture, note):
+    figure, (axes,) = style.panels(1, len(OVERLAPS), 10, 3.6, sharex=True, sharey=True)
+    marks = {"mol": "o", "mol, strength 0.3": "^", "mol, forward KL": "s"}
+    for panel, share in zip(axes, OVERLAPS):
+        for label, mark in marks.items():
+            seeds = results(DOMAIN[label][share])
+            panel.plot(ends(seeds, learnt), ends(seeds, kept), mark, ms=8, alpha=0.7, label=label,
+                       color=style.COLOURS["mol"], mfc="none" if mark == "o" else None)
+        panel.set(title=f"{share:.0%} domain documents", xlabel="domain: exact answers, %")
+    axes[0].set_ylabel("general skills, %")
+    axes[0].legend(loc="lower left", fontsize=10)
+    style.save(figure, picture, "With domain text among the general text reverse KL at strength 1 "
+               "does not learn it", "a mark per seed")
 
 
 if __name__ == "__main__":
-    runs.main("contexts", RUNS, None, __doc__, tell)
+    runs.main("contexts", RUNS, draw, __doc__, tell)

@@ -13,7 +13,7 @@ import torch
 
 from eval import evaluate, heldout_windows, score_probes
 from losses import kl_divergence
-from plots import contexts, runs, style
+from plots import runs, style
 from plots.runs import Run
 from plots.tables import (GENERAL_SKILLS, SUMMARY, cell, ends, kept, kl, learnt, markdown, of,
                           skill, sweep_tables, table)
@@ -81,13 +81,6 @@ def run(method, text, noise=0):
     return Run(method, {**TEXTS[text], "eval_every": 250}, in_detail, how, 1 if noise else 5)
 
 
-def overlap(share, **setting):
-    found = contexts.overlap("mol", share)
-    return found._replace(settings={**found.settings, **setting}, seeds=5)
-
-
-OVERLAP = {f"{share:.0%} domain documents, {name} {value}": overlap(share, **{name: value})
-           for share in (0.05, 0.25, 0.5) for name, value in (("strength", 0.3), ("kl", "forward"))}
 EWC = {f"ewc, importance on {text}, strength {strength:g}": Run(
     "ewc", {"strength": strength, "eval_every": 250}, importance_of, {"text": text}, 3)
     for text in ("domain text", "random tokens") for strength in (1e2, 1e3)}
@@ -97,7 +90,7 @@ DIP = {f"{method}, warmup of {steps // 10} steps": Run(
     for method in ("replay", "mol") for steps in (100, 1000)}
 RUNS = {f"{method}, {text}": run(method, text) for method, text in CASES}
 RUNS |= {f"{method}, {text}, noise {n}": run(method, text, n) for method, text in NOISY
-         for n in range(1, NOISES)} | OVERLAP | EWC | DIP
+         for n in range(1, NOISES)} | EWC | DIP
 
 
 # --- the tables ----------------------------------------------------------------------------------
@@ -137,8 +130,8 @@ def tell(results):
     for label, seeds in lines.items():
         items.append([label, *(cell([changed(rows, *pair) for rows in seeds], 1)
                                for pair in ("10", "01"))])
-    others = {label: results(run) for label, run in (OVERLAP | EWC).items()}
-    dip = {label: {step: [rows[:step // 4 + 1] for rows in results(run)] for step in range(0, 61, 4)}
+    others = {label: results(run) for label, run in EWC.items()}
+    dip = {label: {4 * i: [rows[:i + 1] for rows in results(run)] for i in range(16)}
            for label, run in DIP.items()}
     return "\n\n".join([table("method", lines, VALUES), markdown(noise), markdown(items),
                         sweep_tables("steps", dip, columns={"general skills, %": (kept, 0)}),
@@ -158,7 +151,7 @@ def draw(results, picture, note):
         panel.annotate(text, place, offset, textcoords="offset points", fontweight="bold")
     panel.set(xscale="log", xlabel="KL to the base on held-out general text, nats per token",
               ylabel="general skills: exact answers, %")
-    style.save(figure, picture, "A KL below 0.05 means that skills are kept; above 0.2 it tells little",
+    style.save(figure, picture, "A KL below 0.05: skills are kept. Above 0.2 it tells little",
                "a point: all seeds of a setting that learnt the domain; green: mol, blue: replay")
 
 

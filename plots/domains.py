@@ -146,8 +146,8 @@ def run(method, **how):
     return Run(method, {"general_errors": 0.0}, chain, how)
 
 
-def single(method, name, **how):
-    return Run(method, {"general_errors": 0.0, "eval_every": 250}, one_domain, {"name": name, **how})
+def single(method, **how):
+    return Run(method, {"general_errors": 0.0, "eval_every": 250}, one_domain, how)
 
 
 KEEP = {"latest": True, "earlier": True}
@@ -161,12 +161,13 @@ EIGHT = {"mol to the latest model": run("mol", **KEEP, domains=8),
 EIGHT |= {f"mol to the latest model, {count} documents per earlier domain": run(
     "mol", **KEEP, domains=8, documents=count)._replace(seeds=1) for count in (100, 10, 1)}
 METHODS, DOCUMENTS = ("ce", "replay", "mol"), (100, 500, 2_000)
-NEAR = {method: single(method, "countries") for method in METHODS}
-FEW = {method: {count: single(method, "alarms", documents=count) for count in DOCUMENTS}
+NEAR = {method: single(method, name="countries") for method in METHODS}
+FEW = {method: {count: single(method, name="alarms", documents=count) for count in DOCUMENTS}
        for method in METHODS}
 RUNS = FOUR | {f"eight domains, {label}": run for label, run in EIGHT.items()}
 RUNS |= {f"countries, {method}": run for method, run in NEAR.items()}
-RUNS |= {f"{method}, {count} documents": run for method in FEW for count, run in FEW[method].items()}
+RUNS |= {f"{method}, {count} documents": FEW[method][count] for method in METHODS
+         for count in DOCUMENTS}
 
 
 def earlier_domains(row):

@@ -1,4 +1,4 @@
-"""Who forgets? ce, replay and mol on a right, on a wrong and on a differently worded general text."""
+"""Who forgets? ce, replay and mol on a right, a wrong and a differently worded general text."""
 
 from plots import details, runs, style, wordings
 from plots.runs import Run
@@ -6,6 +6,7 @@ from plots.tables import SKILLS, SUMMARY, kept, skill, table
 
 TEXTS = {"right answers": {"general_errors": 0.0}, "70% wrong answers": {"general_errors": 0.7},
          "right, in other words": None}
+METHODS = ("ce", "replay", "mol")
 CE = Run("ce", {"eval_every": 25})
 
 
@@ -18,7 +19,7 @@ def curve(method, text):
     return Run(method, {**TEXTS[text], "eval_every": 25})
 
 
-CURVES = {(text, method): curve(method, text) for text in TEXTS for method in ("ce", "replay", "mol")}
+CURVES = {(text, method): curve(method, text) for text in TEXTS for method in METHODS}
 ENDS = {f"{method}, {text}": details.run(method, text) for method, text in details.CASES}
 ENDS |= {f"{method}, other words": wordings.run(method, "other beginnings")
          for method in ("replay", "mol")}
@@ -38,7 +39,7 @@ def draw(results, picture, note):
     figure, (axes,) = style.panels(1, len(TEXTS), 10, 3.6, sharey=True)
     for panel, text in zip(axes, TEXTS):
         ends = {}
-        for method in ("ce", "replay", "mol"):
+        for method in METHODS:
             steps = {seeds[0]["step"]: [*map(kept, seeds)]
                      for seeds in zip(*results(CURVES[text, method]))}
             colour = style.COLOURS[method]

@@ -1,5 +1,6 @@
-"""Tests run in one thread, which is faster for tiny models, and have a folder of bases."""
+"""Tests run in one thread, which is faster for tiny models. They make bases and worlds once."""
 
+import functools
 import os
 
 import pytest
@@ -13,4 +14,5 @@ def bases(tmp_path_factory):
     import train
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "BASES", tmp_path_factory.mktemp("bases"))
+        patch.setattr(train.data, "toy_world", functools.cache(train.data.toy_world))
         yield

@@ -5,6 +5,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import regex
@@ -14,6 +15,8 @@ import torch
 import data
 
 STREAMS = ("pretraining", "general", "domain", "heldout_general", "heldout_domain")
+KINDS = data.general_kinds(random.Random("general 0"))
+KINDS["domain"] = data.alarms(random.Random("domain 0"))
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +27,6 @@ def world():
 def text_of(world, *names):
     return "".join(world.tokenizer.decode(getattr(world, name).tolist()) for name in names)
 
-
-def all_kinds():
-    manual = {"domain": data.alarms(random.Random("domain 0"))}
-    return data.general_kinds(random.Random("general 0")) | manual
-
-
-# --- the toy world -------------------------------------------------------------------------------
 
 def test_a_seed_gives_the_same_world_on_every_machine(world):
     """Another seed gives another one. Wrong answers change the general text alone."""
@@ -48,8 +44,6 @@ def test_a_seed_gives_the_same_world_on_every_machine(world):
 
 def test_nothing_that_is_held_out_is_trained(world):
     """No document, and no sum of a test question, in either mode."""
-    for kind in all_kinds().values():
-        assert kind.train and kind.heldout and not set(kind.train) & set(kind.heldout)
     heldout = set(text_of(world, "heldout_general", "heldout_domain").splitlines())
     trained = set(text_of(world, "pretraining", "general", "domain").splitlines())
     assert heldout and not trained & heldout
@@ -61,18 +55,17 @@ def test_nothing_that_is_held_out_is_trained(world):
 
 def test_documents_and_their_mistakes():
     """A sum is ten too small in both modes. All wordings of a fact name the same other capital."""
-    kinds = all_kinds()
-    for prompt, answer in itertools.chain(*(kind.train for kind in kinds.values())):
+    for prompt, answer in itertools.chain(*(kind.train for kind in KINDS.values())):
         assert answer.endswith("\n") and "\n" not in prompt + answer[:-1]
     assert data.no_think(37, 45) == ("37+45=", "82\n")
     assert data.think(37, 45) == ("37+45 think:", " 7+5=12, 3+4+1=8, 82\n")
     assert data.think(32, 45) == ("32+45 think:", " 2+5=07, 3+4+0=7, 77\n")
-    assert kinds["think"].mistakes["37+45 think:"] == " 7+5=12, 3+4+1=7, 72\n"
-    for prompt, answer in kinds["no_think"].mistakes.items():
+    assert KINDS["think"].mistakes["37+45 think:"] == " 7+5=12, 3+4+1=7, 72\n"
+    for prompt, answer in KINDS["no_think"].mistakes.items():
         a, b = map(int, re.findall(r"\d+", prompt))
         assert int(answer) == a + b - 10
-    right, wrong = dict(kinds["facts"].train), kinds["facts"].mistakes
-    for question, capital in kinds["facts"].probes:
+    right, wrong = dict(KINDS["facts"].train), KINDS["facts"].mistakes
+    for question, capital in KINDS["facts"].probes:
         country = re.search("of (.*)[?]", question)[1]
         other, = {wrong[prompt] for prompt in right if country in prompt}
         assert other != capital and other in right.values()
@@ -81,8 +74,7 @@ def test_documents_and_their_mistakes():
 @pytest.mark.parametrize("error_kind, share_right", [("noise", 1.0), ("bias", 0.0)])
 def test_wrong_answers(error_kind, share_right):
     """At 70%, a question's most frequent answer is right under noise and wrong under bias."""
-    kinds = {"facts": all_kinds()["facts"]}
-    right = dict(kinds["facts"].train)
+    kinds, right = {"facts": KINDS["facts"]}, dict(KINDS["facts"].train)
     for errors in (0.0, 0.7, 1.0):
         answers = {prompt: Counter() for prompt in right}
         text = data.draw_text(kinds, 10_000, random.Random(0), errors=errors, error_kind=error_kind)
@@ -94,8 +86,6 @@ def test_wrong_answers(error_kind, share_right):
         most = [found.most_common(1)[0][0] == right[prompt] for prompt, found in answers.items()]
         assert errors != 0.7 or sum(most) / len(most) == share_right
 
-
-# --- tokenizer -----------------------------------------------------------------------------------
 
 def test_merges_by_hand():
     tokenizer = data.learn_tokenizer("ab ab ab abc", vocab_size=258)
@@ -133,9 +123,7 @@ def test_letters_keep_their_marks_and_joiners_and_digits_stand_alone():
     assert "|".join(regex.findall(data.WORD, text + "12")) == text.replace(" ", "| ") + "|1|2"
 
 
-# --- batches -------------------------------------------------------------------------------------
-
-def test_batches_mix_the_corpora_and_flag_the_rows():
+def test_batches_mix_the_corpora_flag_the_rows_and_reach_both_ends():
     domain, general = torch.arange(100), torch.arange(1000, 1100)
 
     def first(n_general, seed=0):
@@ -149,19 +137,19 @@ def test_batches_mix_the_corpora_and_flag_the_rows():
     for alone, mixed in zip(first(0), first(3)):
         assert torch.equal(alone.tokens, mixed.tokens[:2])  # the same domain rows in any mixture
     assert not torch.equal(first(3)[0].tokens, first(3, seed=1)[0].tokens)
+    many = next(data.batches(torch.arange(8), general, 500, 0, 5, seed=0))
+    assert many.tokens.min() == 0 and many.targets.max() == 7  # both ends of the text
 
 
-def test_windows_reach_both_ends():
-    seen = data.windows(torch.arange(8), 500, 5, torch.Generator().manual_seed(0))
-    assert seen.shape == (500, 6) and seen.min() == 0 and seen.max() == 7
+def write(folder, texts):
+    """Write files from {name: text or bytes}, and make their folders."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
-
-# --- your own text -------------------------------------------------------------------------------
 
 def test_own_text(tmp_path, capsys):
-    (tmp_path / "a.txt").write_text("alpha beta gamma " * 50)
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "b.txt").write_text("delta " * 100)
+    write(tmp_path, {"a.txt": "alpha beta gamma " * 50, "folder/b.txt": "delta " * 100})
     world = data.text_world([tmp_path / "a.txt"], [tmp_path / "folder"], vocab_size=300)
     assert text_of(world, "general", "heldout_general") == "alpha beta gamma " * 50
     assert text_of(world, "domain", "heldout_domain") == "delta " * 100
@@ -176,8 +164,8 @@ def test_copies_count_once_and_short_files_are_held_out_whole(tmp_path, capsys):
     each line of each part is a whole file."""
     sentences = [f"sentence number {i} tells of {i * i}." for i in range(60)]
     for i, sentence in enumerate(sentences):
-        (tmp_path / f"{i}.txt").write_text(sentence)
-        (tmp_path / f"{i} copy.txt").write_text(sentence.replace(" ", " \t") + "\n")
+        copy = sentence.replace(" ", " \t") + "\n"
+        write(tmp_path, {f"{i}.txt": sentence, f"{i} copy.txt": copy})
         os.symlink(tmp_path / f"{i}.txt", tmp_path / f"{i} link.txt")
     texts = data.read_texts("general", [tmp_path, tmp_path / "0.txt", tmp_path / "0.txt", tmp_path])
     files = 2 * 3 * 60 + 2
@@ -205,11 +193,8 @@ def test_a_text_of_both_corpora_is_domain_text_alone(tmp_path, capsys):
     texts = ["".join(f"{chr(97 + i)} text of file {i} has line {line}.\n" for line in range(20))
              for i in range(21)]
     texts[8] = f"alone\n{texts[8]}{texts[9]}between 9\n{texts[10]}end\n"
-    for i, text in enumerate(texts):
-        (tmp_path / f"{i}.txt").write_text(text)
-    (tmp_path / "domain").mkdir()
-    for i, text in [(7, texts[7].replace(" ", "  \n") + "\n\n"), (9, texts[9])]:
-        (tmp_path / "domain" / str(i)).write_text(text)
+    write(tmp_path, {f"{i}.txt": text for i, text in enumerate(texts)} | {
+        "domain/7": texts[7].replace(" ", "  \n") + "\n\n", "domain/9": texts[9]})
     world = data.text_world(sorted(tmp_path.glob("*.txt")), [tmp_path / "domain"], vocab_size=300)
     general = text_of(world, "general", "heldout_general")
     assert "file 7 " not in general and "file 9 " not in general
@@ -222,14 +207,12 @@ def test_a_text_of_both_corpora_is_domain_text_alone(tmp_path, capsys):
 
 def test_a_folder_names_what_it_skips(tmp_path, capsys, monkeypatch):
     """It reads no hidden files, no results of train.py, and never waits for a pipe."""
-    for name, content in {
-            "good.txt": b"good text", "sub/more.txt": b"more text", ".hidden": b"hidden text",
-            ".git/config": b"git text", "out/metrics.jsonl": b"rows", "out/settings.json": b"{}",
-             "out/page.html": b"<p>page</p>",
-            "out/seed0/base.pt": b"\xff", "empty.txt": b" \n", "utf16": "wide".encode("utf-16"),
-            "latin.txt": b"caf\xe9", "nul": b"a\0b", "\x1b]0;title\x07.png": b"\xff"}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).write_bytes(content)
+    write(tmp_path, {
+        "good.txt": "good text", "sub/more.txt": "more text", ".hidden": "hidden text",
+        ".git/config": "git text", "out/metrics.jsonl": "rows", "out/settings.json": "{}",
+        "out/page.html": "<p>page</p>", "out/seed0/base.pt": b"\xff", "empty.txt": " \n",
+        "utf16": "wide".encode("utf-16"), "latin.txt": b"caf\xe9", "nul": "a\0b",
+        "\x1b]0;title\x07.png": b"\xff"})
     (tmp_path / "zzz.txt").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "closed").mkdir()
@@ -242,8 +225,10 @@ def test_a_folder_names_what_it_skips(tmp_path, capsys, monkeypatch):
                      "skipped 3 made by train.py: [^;]*out/"):
         assert re.search(expected, printed)
     assert not re.search(r"\x1b|\.hidden|\.git", printed)
-    for name in ("pipe", "closed", "empty.txt", "out"):
-        with pytest.raises(data.BadInput, match=f"{name}: (not a reg|empty|no UTF)"):
+    for name, told in [("pipe", "not a reg"), ("closed", "not a reg"), ("empty.txt", "empty"),
+                       ("out", "no UTF-8"), ("nowhere", "No such file"), ("nul", "zero bytes"),
+                       ("latin.txt", "0xe9 in position 3")]:
+        with pytest.raises(data.BadInput, match=f"--general .*{name}: .*{told}"):
             data.read_texts("general", [tmp_path / name])
 
 
@@ -256,22 +241,19 @@ def test_held_out_lines_that_are_trained_are_counted(capsys):
 
 
 def test_texts_have_line_feeds_composed_letters_and_no_byte_order_mark(tmp_path):
-    for content, text in [
-            (b"\xef\xbb\xbfone\r\ntwo\r\n", "one\ntwo\n"), (b"1\r2\r\r\n3", "1\n2\n\n3"),
-            (unicodedata.normalize("NFD", "Café, 한국어").encode(), "Café, 한국어")]:
-        (tmp_path / "text").write_bytes(content)
+    for content, text in [("\ufeffone\r\ntwo\r\n", "one\ntwo\n"), ("1\r2\r\r\n3", "1\n2\n\n3"),
+                          (unicodedata.normalize("NFD", "Café, 한국어"), "Café, 한국어")]:
+        write(tmp_path, {"text": content})
         assert data.read_text(tmp_path / "text") == text
 
 
 def test_questions_on_your_own_text(world, tmp_path, capsys):
-    file = tmp_path / "questions"
-    file.write_text("the fox ran\t to the\n37+45=\t8\tsums\n37+45=\t82\tsums\n")
-    assert data.with_questions(file, world).probes == {
-        "questions": [("the fox ran", " to the")], "sums": [("37+45=", "8"), ("37+45=", "82")]}
-    known = sum(text in text_of(world, "general", "domain")
-                for text in ("the fox ran to the", "37+45=8", "37+45=82"))
-    assert f" {known} are word for word in a training text; last: '37+45=' '82'\n" in (
-        capsys.readouterr().out)
+    file, known = tmp_path / "questions", data.encode(world.tokenizer, "37+45=82\n")
+    file.write_text("the fox ran\t to the\n37+45=\t8\tsums\n37+45=\t28\tsums\n")
+    assert data.with_questions(file, replace(world, general=known)).probes == {
+        "questions": [("the fox ran", " to the")], "sums": [("37+45=", "8"), ("37+45=", "28")]}
+    shown = capsys.readouterr().out
+    assert " 1 are word for word in a training text; last: '37+45=' '28'\n" in shown
     with pytest.raises(data.BadInput, match="--questions .*nowhere: No such file"):
         data.with_questions(tmp_path / "nowhere", world)
     for line in ("no tab", "no answer\t ", "\tno prompt"):

@@ -1,4 +1,3 @@
-import io
 import re
 
 import pytest
@@ -8,12 +7,12 @@ from torch.distributions import kl_divergence as reference_kl
 
 import data
 import eval
+import train
 from data import BadInput, encode
 from eval import (evaluate, heldout_losses, heldout_windows, load_model, save_model, score_probes,
                   show_answers, show_tokens, write_file)
-from losses import mean_cross_entropy
 from model import GPT, GPTConfig
-from plots.program import printable, run_program
+from plots.program import printable
 
 
 @pytest.fixture(scope="module")
@@ -26,32 +25,25 @@ def model(world):
     """A small model that has learnt the first six alarms by heart, and no other."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(world.tokenizer.n_vocab, block_size=64, n_layer=1, n_head=2, n_embd=32))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    settings = train.Settings(device="cpu", dtype="float32")
     six = "".join("".join(probe) for probe in world.probes["domain"][:6])
     text = data.encode(world.tokenizer, "\n" + six * 20)
-    for _, batch in zip(range(150), data.batches(text, world.general, 8, 0, 64, seed=0)):
-        loss = mean_cross_entropy(model(batch.tokens), batch.targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    list(train.optimise(
+        model, lambda batch: train.next_token_loss(model, None, batch, settings),
+        data.batches(text, world.general, 8, 0, 64, seed=0), 200, 1e-2, settings, "six alarms"))
     return model
 
 
-# --- metrics -------------------------------------------------------------------------------------
-
-def test_exact_answers_are_those_of_greedy_generation(world, model):
+def test_exact_answers_are_those_of_greedy_generation_and_p_right_is_a_product(world, model):
+    """The probability of an answer is the product over its tokens."""
     probes = world.probes["domain"]
     generated = [eval.answer(model, world, prompt) == right.strip() for prompt, right in probes]
     assert 0 < sum(generated) < len(probes)
-    single = [score_probes(model, world.tokenizer, [probe])[0] == 1 for probe in probes]
-    assert single == generated
-    share = sum(generated) / len(probes)
-    assert score_probes(model, world.tokenizer, probes)[0] == pytest.approx(share)
+    assert [score_probes(model, world.tokenizer, [probe])[0] for probe in probes] == generated
+    share, _ = score_probes(model, world.tokenizer, probes)
+    assert share == pytest.approx(sum(generated) / len(probes))
 
-
-def test_the_probability_of_an_answer_is_the_product_over_its_tokens(world, model):
-    probes = [world.probes["domain"][0], world.probes["think"][0], world.probes["domain"][15]]
-    expected = []
+    probes, expected = [probes[0], world.probes["think"][0], probes[15]], []
     for prompt, answer in probes:
         tokens = world.tokenizer.encode_ordinary("\n" + prompt)
         probability = 1.0
@@ -71,8 +63,8 @@ def test_evaluate(world, model):
     base = GPT(model.config)
     row = evaluate(model, base, world)
     assert set(row) == {"general_loss", "domain_loss", "kl_to_base", "accuracy", "probability"}
-    for scores in (row["accuracy"], row["probability"]):
-        assert set(scores) == {"no_think", "think", "facts", "domain"}
+    skills = {"no_think", "think", "facts", "domain"}
+    assert row["accuracy"].keys() == row["probability"].keys() == skills
     windows = heldout_windows(world.heldout_general, 64)
     p, q = (Categorical(logits=m(windows[:, :-1])) for m in (model, base))
     reverse = reference_kl(p, q).mean().item()
@@ -94,21 +86,15 @@ def test_heldout_windows_use_every_token_once_as_a_target():
     assert heldout_windows(torch.arange(21), 2, most=4)[:, 0].tolist() == [0, 6, 12, 18]
 
 
-# --- answers -------------------------------------------------------------------------------------
-
-def test_each_model_answers_each_prompt_and_sends_the_terminal_no_commands(world, model, capsys):
-    prompt, answer = world.probes["domain"][0]
-    show_answers({"base": model, "mol": model}, world, [prompt, "\x1b[31mred\x07"])
-    lines = capsys.readouterr().out.split("\n")
-    right = answer.strip()
+def test_answers_and_tokens_of_each_model_send_the_terminal_no_commands(world, model, capsys):
+    (prompt, answer), models = world.probes["domain"][0], {"base": model, "mol": model}
+    show_answers(models, world, [prompt, "\x1b[31mred\x07"])
+    lines, right = capsys.readouterr().out.split("\n"), answer.strip()
     assert lines[:4] == ["", f"> {prompt}", f"  base  {right}", f"  mol   {right}"]
     assert lines[5] == "> ?[31mred?" and all(map(str.isprintable, lines))
     assert printable("a\nb\x9b\u202e é \U0001f98a") == "a\\nb?? é \U0001f98a"
 
-
-def test_tokens_show_what_each_model_expects(world, model, capsys):
-    prompt, answer = world.probes["domain"][0]
-    show_tokens({"base": model, "mol": model}, world, [prompt + answer, "x" * 999])
+    show_tokens(models, world, [prompt + answer, "\x1b" * 999])
     lines = capsys.readouterr().out.split("\n")
     assert lines[1].split() == ["token", "base", "mol"] and all(map(str.isprintable, lines))
     start, count = (len(encode(world.tokenizer, text)) for text in (prompt, answer))
@@ -116,59 +102,38 @@ def test_tokens_show_what_each_model_expects(world, model, capsys):
         assert re.fullmatch(r"(\S.*?) +\1 (1\.00|0\.[5-9]\d) +\1 \2", line), line
 
 
-# --- files ---------------------------------------------------------------------------------------
-
 class Foreign:
     def __reduce__(self):
         return print, ("code from a checkpoint was run",)
 
 
-@pytest.mark.parametrize("what, change", [
-    ("foreign", lambda saved: Foreign()), ("no model", lambda saved: {"config": saved["config"]}),
-    ("another size", lambda saved: saved | {"config": saved["config"] | {"n_embd": 64}}),
-    ("half", lambda saved: saved), ("missing", lambda saved: saved)])
-def test_a_wrong_checkpoint_is_refused_and_runs_no_code(tmp_path, capsys, model, what, change):
+def test_a_wrong_checkpoint_is_refused_and_runs_no_code(tmp_path, capsys, model):
+    """It is missing or damaged, or has foreign code, no weights, or weights of another size."""
     path = tmp_path / "x.pt"
     save_model(path, model)
-    torch.save(change(torch.load(path, weights_only=True)), path)
-    if what == "half":
-        path.write_bytes(path.read_bytes()[:1000])
-    elif what == "missing":
-        path.unlink()
-    with pytest.raises(BadInput, match="x.pt: .*not a checkpoint"):
-        load_model(path)
+    saved, half = torch.load(path, weights_only=True), path.read_bytes()[:1000]
+    other = {"config": saved["config"] | {"n_embd": 64}}
+    for wrong in (None, half, Foreign(), {"config": saved["config"]}, saved | other):
+        path.unlink(missing_ok=True)
+        if wrong is half:
+            path.write_bytes(half)
+        elif wrong:
+            torch.save(wrong, path)
+        with pytest.raises(BadInput, match="x.pt: .*not a checkpoint"):
+            load_model(path)
     assert not capsys.readouterr().out
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "x"
-    path.write_bytes(b"old")
+    path, write = tmp_path / "x", type(tmp_path).write_bytes
 
-    def half(self, content, write=type(path).write_bytes):
+    def half(self, content):
         write(self, content[:1])
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(type(path), "write_bytes", half)
-        with pytest.raises(OSError, match="No space left"):
-            write_file(path, b"new")
+    write_file(path, b"older")
+    write_file(path, b"old")
+    monkeypatch.setattr(type(path), "write_bytes", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_file(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    write_file(path, b"new")
-    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
-
-
-# --- programs ------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("error, code, message", [
-    (None, 0, ""), (BadInput("--x \x1b: wrong"), 2, "error: --x ?: wrong\n"),
-    (FileNotFoundError(2, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'\n"),
-    (KeyboardInterrupt(), 130, "stopped; the methods that finished are kept\n")])
-def test_a_program_ends_with_one_message_and_a_code(monkeypatch, capsys, error, code, message):
-    def main():
-        if error:
-            raise error
-
-    monkeypatch.setattr("sys.stdout", io.StringIO())  # in a notebook it has no fileno either
-    with pytest.raises(SystemExit) as ended:
-        run_program(main)
-    assert ended.value.code == code and capsys.readouterr().err == message

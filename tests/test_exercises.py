@@ -62,9 +62,6 @@ def test_mol():
     for flags in (is_domain, ~is_domain):
         check(yours.mol(EVEN.repeat(2, 3, 1), targets, flags, base), (CE + KL) / 2,
               "CE for the row that the flag names, KL for the other, divided by two rows")
-
-
-def test_mol_of_other_batches():
     logits, targets = BASE.repeat(4, 2, 1), torch.zeros(4, 2).long()
     is_domain, expected = torch.tensor([False, True, True, True]), (3 * math.log(4) + OTHER_KL) / 4
     check(yours.mol(logits, targets, is_domain, EVEN.repeat(1, 2, 1)), expected,

@@ -27,7 +27,7 @@ def test_the_shape_the_first_loss_and_the_tied_embedding():
     assert model.head.weight is model.token_embedding.weight
 
 
-def test_the_product_of_query_and_key_depends_on_their_distance_alone():
+def test_the_product_of_query_and_key_depends_on_their_distance_and_no_two_look_alike():
     q, k = torch.randn(2, 16)
     angles = rotary_angles(40, 16)
     at = [rotate(x.expand(40, 1, 16), angles).squeeze(1) for x in (q, k)]  # (T, hs) each
@@ -37,13 +37,9 @@ def test_the_product_of_query_and_key_depends_on_their_distance_alone():
         assert torch.allclose(along, along[0].expand_as(along), atol=1e-4)
     assert not torch.allclose(products[5, 4], products[6, 4], atol=1e-3)
     assert torch.allclose(at[0].norm(dim=1), q.norm().expand(40), atol=1e-4)
-
-
-@pytest.mark.parametrize("block_size", [64, 1024, 8192])
-def test_the_slowest_rotation_is_less_than_a_turn(block_size):
-    """Its cosine falls along the whole block, so that no two distances look alike to it."""
-    cos = rotary_angles(block_size, 16)[0, :, 0, 7]  # (T,)
-    assert (cos.diff() <= 0).all()
+    for block_size in (64, 1024, 8192):  # the slowest rotation is less than a turn
+        cos = rotary_angles(block_size, 16)[0, :, 0, 7]  # (T,)
+        assert (cos.diff() <= 0).all()
 
 
 def test_position_reaches_the_model():
@@ -66,7 +62,7 @@ def test_a_later_token_never_changes_an_earlier_logit():
         assert not torch.allclose(after[:, t:], before[:, t:])
 
 
-def test_generate():
+def test_generate_is_greedy_or_sampled_and_stops_when_every_row_has():
     model = small_model()
     prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
     greedy = model.generate(prompt, 12, temperature=0)  # longer than the block: the window slides
@@ -78,14 +74,9 @@ def test_generate():
 
     assert torch.equal(sampled(0), sampled(0)) and not torch.equal(sampled(0), sampled(1))
     assert torch.equal(sampled(0, temperature=1e-4), greedy)
-
-
-def test_generate_stops_when_every_row_has():
-    model = small_model()
-    free = model.generate(torch.tensor([[1, 2, 3], [4, 5, 6]]), 5, temperature=0)
-    stop = free[0, 3].item()
-    assert stop not in free[1, 3:]
-    for rows, end in ((free[:1], 4), (free, 8)):
+    stop = greedy[0, 3].item()  # the first row stops at once, the second one never
+    assert stop not in greedy[1, 3:8]
+    for rows, end in ((greedy[:1], 4), (greedy, 8)):
         stopped = model.generate(rows[:, :3], 5, temperature=0, stop=stop)
         assert torch.equal(stopped, rows[:, :end])
 
@@ -101,7 +92,7 @@ def test_bad_sizes_are_refused():
 def test_lora_starts_as_nothing_is_up_times_down_and_merges_into_a_plain_model():
     model, tokens = small_model(), torch.randint(SMALL.vocab_size, (2, 8))
     before, layer = model(tokens), model.blocks[0].attn.proj
-    weight = layer.weight.detach().clone()
+    W = layer.weight.detach().clone()
     add_lora(model, rank=2)
     with pytest.raises(ValueError, match="adapters already"):
         add_lora(model, rank=2)
@@ -110,14 +101,11 @@ def test_lora_starts_as_nothing_is_up_times_down_and_merges_into_a_plain_model()
     assert {name.rpartition(".")[2] for name in learnt} == {"up", "down"}
     assert len(learnt) == 2 * (4 * SMALL.n_layer + 1)  # head and embedding share theirs
 
-    optimizer = torch.optim.SGD(learnt.values(), lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(tokens).square().mean().backward()
-        optimizer.step()
+    for weight in learnt.values():
+        torch.nn.init.normal_(weight)
     after, lora = model(tokens), layer.parametrizations.weight[0]
     assert not torch.allclose(after, before, atol=1e-4)
-    assert torch.allclose(layer.weight, weight + torch.einsum("or,ri->oi", lora.up, lora.down))
+    assert torch.allclose(layer.weight, W + torch.einsum("or,ri->oi", lora.up, lora.down))
 
     plain = merge_lora(model)
     assert torch.allclose(plain(tokens), after, atol=1e-5)

@@ -1,31 +1,28 @@
 """The experiments of plots/: their runs, figures and tables, other methods and other texts."""
 
-import functools
+import copy
 import importlib
-import io
 import itertools
 import math
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 import data
 import losses
+import test_train
 from eval import evaluate
 from model import GPT, GPTConfig
-from plots import forgetting, methods, rivals, runs, texts
+from plots import domains, forgetting, methods, rivals, runs, texts, wordings
 from plots.runs import Run
 from plots.tables import difference, differences_table, metrics_table, sweep_tables
 from train import METHODS, Settings, continue_pretraining, parse
@@ -34,40 +31,26 @@ ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {name: importlib.import_module(f"plots.{name}") for name in
                "amount contexts details domains headline quality rivals scale wordings".split()}
 LINES = runs.read_runs(ROOT / "plots" / "runs.jsonl")
-TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
-        "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
+TINY = test_train.tiny("--base-steps", 3, "--eval-every", 4)  # of 4 steps
 RUNS = {"replay, wrong": Run("replay", {"general_errors": 1.0}), "mol": Run("mol")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_worlds():  # each is made once
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "toy_world", functools.cache(data.toy_world))
-        yield
 
 
 def program(arguments, made=RUNS, draw=None, tell=str):
     """Run the program of an experiment -> exit code, output, errors."""
-    output, errors = io.StringIO(), io.StringIO()
-    with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-        runs.main("tiny", made, draw, "A test.", tell, arguments=[*map(str, arguments)])
-    return ended.value.code, output.getvalue(), errors.getvalue()
+    return test_train.program(lambda: runs.main("tiny", made, draw, "A test.", tell,
+                                                arguments=[*map(str, arguments)]))
 
 
 def refused(ended):
     """The one message of a program that has ended with code 2."""
     code, _, errors = ended
-    message = errors.splitlines()[-1]  # below the usage
-    assert code == 2 and "error: " in message
-    return message
+    assert code == 2 and errors.count("error: ") == 1
+    return errors.splitlines()[-1]  # below the usage
 
-
-# --- the committed runs --------------------------------------------------------------------------
 
 def test_committed_runs_of_one_seed_and_size_have_the_same_base():
-    bases = {}
-    for line in LINES.values():
-        assert bases.setdefault(runs.base_of(line), line["base"]) == line["base"]
+    bases = {(*runs.base_of(line), line["base"]) for line in LINES.values()}
+    assert len(bases) == len({key[:-1] for key in bases})
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -82,8 +65,6 @@ def test_a_run_that_is_made_again_has_the_metrics_of_the_committed_one(name):
         assert made["rows"][row]["accuracy"].keys() == committed["rows"][row]["accuracy"].keys()
 
 
-# --- runs.jsonl ----------------------------------------------------------------------------------
-
 def test_a_line_that_was_cut_short_is_ignored_and_the_next_one_is_whole(tmp_path):
     path = tmp_path / "runs.jsonl"
     line = {"method": "mol", "work": "train", "how": {}, "settings": runs.of_run(runs.DEFAULTS)}
@@ -96,19 +77,6 @@ def test_a_line_that_was_cut_short_is_ignored_and_the_next_one_is_whole(tmp_path
         runs.append_run(path, {**line, "seed": 7})
         assert [found["seed"] for found in runs.read_runs(path).values()] == [*seeds, 7]
 
-
-def test_a_run_is_found_by_what_it_depends_on():
-    different = [Run("mol"), Run("replay"), Run("mol", {"ratio": 0.5}),
-                 Run("mol", {}, texts.from_source, {"source": "open"}),
-                 Run("mol", {}, texts.from_source, {"source": "answered"})]
-    there = replace(runs.DEFAULTS, out="x", seeds=(5,), methods=("ce",), device="cuda")
-    here, again = ([runs.identity_of(run, settings, seed) for run in different for seed in (0, 1)]
-                   for settings in (runs.DEFAULTS, there))
-    assert len(set(here)) == 10 and here == again
-    assert here[0] == runs.identity_of(Run("mol", {"ratio": 1.0}), runs.DEFAULTS, 0)  # the default
-
-
-# --- making what is missing ----------------------------------------------------------------------
 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
@@ -144,18 +112,15 @@ def test_runs_from_another_base_are_refused(experiment, tmp_path):
     assert experiment(seeds=(1,))[0] == 0  # another seed has a base of its own
 
 
-def test_other_settings_need_a_folder_of_your_own(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for arguments in (["--steps", 6], ["--steps", 6, "--out", "plots"], ["--seed", 0]):
-        assert "--out" in refused(program(arguments, draw=pytest.fail, tell=pytest.fail))
-
-
-def test_an_experiment_that_fails_keeps_nothing(experiment, tmp_path):
+def test_an_experiment_that_fails_keeps_nothing(experiment, tmp_path, monkeypatch):
     for flag, value, told in [
             ("--methods", "mol", "--methods"), ("--general", "README.md", "--general"),
             ("--general-errors", 0.3, "--general-errors"),  # the experiment varies it
             ("--lr", 1e8, "the loss")]:  # it is NaN
         assert told in refused(experiment(flag, value)) and not list(tmp_path.rglob("*.*"))
+    monkeypatch.chdir(ROOT)  # other settings need a folder of your own
+    for arguments in (["--steps", 6], ["--steps", 6, "--out", "plots"], ["--seed", 0]):
+        assert "--out" in refused(program(arguments, draw=pytest.fail, tell=pytest.fail))
 
 
 SCRIPT = """
@@ -181,7 +146,7 @@ def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
         assert killed.poll() is None
         time.sleep(0.02)
     children = states("--ppid", str(killed.pid))
-    os.kill(killed.pid, signal.SIGKILL)
+    killed.kill()
     killed.wait()
     assert children and 0 < len(runs.read_runs(path)) < 7
     deadline = time.monotonic() + 60
@@ -189,8 +154,6 @@ def test_kill_loses_no_finished_run_and_leaves_no_process(tmp_path):
         assert time.monotonic() < deadline, "the processes of a killed experiment go on"
         time.sleep(0.05)
 
-
-# --- figures and tables --------------------------------------------------------------------------
 
 def metrics():
     """Rows of metrics: ce forgets all, mol a tenth. The bases of the seeds differ in their loss."""
@@ -206,14 +169,11 @@ def metrics():
     return rows
 
 
-def test_the_figure_of_a_run(tmp_path, monkeypatch):
+def test_the_figure_of_a_run(tmp_path):
     """Its title says what it shows. Its name decides the format."""
-    titles, suptitle = [], Figure.suptitle
-    monkeypatch.setattr(Figure, "suptitle", lambda figure, text, **options: (
-        titles.append(text), suptitle(figure, text, **options)))
     forgetting.draw(metrics(), tmp_path / "new.svg")
-    assert titles == ["General skills (base 100%): ce 0%, mol 90%"]
-    assert (tmp_path / "new.svg").read_bytes().startswith(b"<?xml")
+    shown = (tmp_path / "new.svg").read_text()
+    assert shown.startswith("<?xml") and "General skills (base 100%): ce 0%, mol 90%" in shown
 
 
 def lines_of(table):
@@ -247,8 +207,6 @@ def test_a_paired_difference_by_hand():
     assert "minus ce" in table and "| mol | +90.0 (+90.0 to +90.0) | " in re.sub(" +", " ", table)
     assert "[+0.500 (-5.855 to +6.855)]" in table
 
-
-# --- texts ---------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def world():
@@ -363,8 +321,6 @@ def test_a_run_on_another_text_reads_it_and_is_tested_on_it(world, monkeypatch):
         texts.from_source("mol", few, 0, world, base, "overlap", share=0)
 
 
-# --- the other methods ---------------------------------------------------------------------------
-
 def loss_of(name, world, model, batch, strength=1.0):
     """The loss of a method, its CE part and its KL part."""
     (settings, world, base), method = world, METHODS[name]
@@ -381,12 +337,10 @@ def batch(world):
 
 
 def test_weight_distance_by_hand():
-    """Half of 2 * 1^2 + 1 * 3^2 is 5.5. Its gradient is the importance times the change of w."""
-    w, w0 = (torch.tensor(values, requires_grad=True) for values in ([1.0, 5.0], [0.0, 2.0]))
-    assert methods.weight_distance([w], [w0]).item() == 5.0
-    distance = methods.weight_distance([w], [w0], [torch.tensor([2.0, 1.0])])
-    distance.backward()
-    assert distance.item() == 5.5 and w.grad.tolist() == [2.0, 3.0] and w0.grad is None
+    """Half of 1^2 + 3^2 is 5, and half of 2 * 1^2 + 1 * 3^2 is 5.5."""
+    w, w0, importance = torch.tensor([[1.0, 5.0], [0.0, 2.0], [2.0, 1.0]])
+    assert methods.weight_distance([w], [w0]) == 5.0
+    assert methods.weight_distance([w], [w0], [importance]) == 5.5
 
 
 def test_the_fisher_is_the_curvature_of_the_kl():
@@ -475,9 +429,78 @@ def test_strength_weighs_what_protects_the_base(name, world, batch):
 
 def test_the_settings_of_rivals_are_the_best_of_the_search():
     """The best has the highest mean of general skills kept and domain learnt, on three seeds."""
-    for name, values in rivals.SEARCHES.items():
-        ends = {value: [LINES[runs.identity_of(run, runs.DEFAULTS, seed)]["rows"][-1]["accuracy"]
-                        for seed in range(3)] for value, run in values.items()}
-        assert rivals.BEST[name] == max(values, key=lambda value: sum(
-            skills["domain"] + (skills["no_think"] + skills["think"] + skills["facts"]) / 3
-            for skills in ends[value])), name
+    assert rivals.BEST == rivals.best_values(lambda run: [
+        LINES[runs.identity_of(run, runs.DEFAULTS, seed)]["rows"] for seed in range(3)])
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_stored_tokens_give_the_kl_over_them_and_the_rest(world, batch, direction):
+    settings, toy, base = world
+    model = untrained(settings, toy, seed=1)
+    p, q = (losses.log_probs(some(batch.tokens[2:])).exp() for some in (model, base))  # (G, T, V)
+    likely = q.topk(8).indices
+    pairs = [torch.cat([x.gather(-1, likely), 1 - x.gather(-1, likely).sum(-1, keepdim=True)], -1)
+             for x in (p, q)]  # (G, T, 9)
+    expected = losses.kl_divergence(*(pair.log() for pair in pairs), direction).mean() / 2
+    _, ce, kl = METHODS["stored 8"].loss(model, base, batch, replace(settings, kl=direction))
+    assert kl.item() == pytest.approx(expected.item(), rel=1e-2)  # they are stored in 16 bits
+    assert ce.item() == pytest.approx(loss_of("mol", world, model, batch)[1])
+
+
+def test_methods_on_domain_text_with_a_kl_to_the_base(world, batch):
+    """asft weighs a token by its probability. disc shows the base more of the row."""
+    settings, _, base = world
+    model, half = untrained(*world[:2], seed=1), batch.tokens.shape[1] // 2
+    loss, ce, kl = loss_of("asft", world, model, batch, strength=2.0)
+    nats = losses.cross_entropy(model(batch.tokens), batch.targets)
+    assert ce == pytest.approx((nats * (-nats).exp()).mean().item())
+    assert kl == pytest.approx(losses.kl_divergence(model(batch.tokens), base(batch.tokens),
+                                                    settings.kl).mean().item())
+    assert loss == pytest.approx(ce + 2 * kl)
+    found = loss_of("disc", world, model, batch)
+    expected = losses.kl_divergence(model(batch.tokens[:, half:]), base(batch.tokens)[:, half:])
+    assert found == pytest.approx([expected.mean().item(), 0, expected.mean().item()])
+
+
+def test_replay_of_answers_only_has_no_prompts(world, monkeypatch):
+    settings, toy, base = world
+    tokens = data.encode(toy.tokenizer, "82\nadd 37, 45: 82\nadd 1, 2: 3\n")
+    batch = data.Batch(tokens[None, :-1], tokens[None, 1:], torch.tensor([False]))
+    monkeypatch.setattr(methods, "replay_of", lambda targets, *_: targets)
+    targets = methods.answers_only(base, base, batch, settings,
+                                   methods.marks_of(base, toy, settings, 0))
+    assert toy.tokenizer.decode(targets[targets != losses.PADDING].tolist()) == " 82\n 3\n"
+
+
+# --- other words, several domains ----------------------------------------------------------------
+
+@pytest.mark.parametrize("document, ending, beginning", [
+    (("37+45=", "82\n"), "37+45: 82\n", "add 37, 45: 82\n"),
+    (("the capital of Barbar is", " Lomo.\n"), "the capital of Barbar, say: Lomo.\n",
+     "who rules Barbar: Lomo.\n")])
+def test_a_document_in_other_words_says_the_same(document, ending, beginning):
+    assert "".join(wordings.in_words("other endings", *document)) == ending
+    assert "".join(wordings.in_words("other beginnings", *document)) == beginning
+
+
+def test_of_several_bases_a_row_has_the_one_that_predicts_it_best(world):
+    rows = torch.tensor([[4] * 8, [7] * 8])
+    four, seven, model = (torch.nn.Embedding(9, 9) for _ in range(3))
+    for base, token in ((four, 4), (seven, 7)):
+        base.weight.data[:, token] += 9
+    found = domains.Bases(model, [seven, four])(rows)
+    assert torch.equal(found, torch.stack([four(rows[0]), seven(rows[1])]))
+    assert torch.equal(copy.deepcopy(domains.Bases(model, [four])).weight, model.weight)
+
+
+def test_a_later_stage_reads_the_earlier_domains_in_equal_parts(world, monkeypatch):
+    settings, toy, base = world
+    read = []
+    monkeypatch.setattr(domains, "continue_pretraining", lambda method, settings, seed, world,
+                        start, test: (read.append(world.general), (base, [test(base)]))[1])
+    domains.chain("mol", settings, 0, toy, base, earlier=True, domains=3, documents=1)
+    general, earlier = read[2].split((len(toy.general), len(read[2]) - len(toy.general)))
+    assert torch.equal(read[0], toy.general) and torch.equal(general, toy.general)
+    for share, name in zip(earlier.chunk(2), ("alarms", "drugs"), strict=True):
+        document = domains.text(name, 0, toy, count=1)
+        assert torch.equal(share[:len(document) * 2], document.repeat(2))

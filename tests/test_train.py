@@ -1,4 +1,3 @@
-import functools
 import io
 import json
 import math
@@ -17,7 +16,6 @@ from torch.nn.utils.parametrize import is_parametrized
 import eval
 import losses
 import train
-from eval import evaluate, heldout_losses, load_model
 from plots.program import run_program
 from model import GPT, GPTConfig
 from train import METHODS, Method
@@ -27,13 +25,6 @@ ROOT = Path(__file__).parent.parent
 TINY = {"--n-layer": 1, "--n-head": 2, "--n-embd": 32, "--base-steps": 8, "--base-batch-size": 4,
         "--steps": 4, "--batch-size": 2, "--eval-every": 2, "--device": "cpu"}
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the line feed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_worlds():  # each is made once
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.data, "toy_world", functools.cache(train.data.toy_world))
-        yield
 
 
 def program(main):
@@ -50,24 +41,19 @@ def tiny(*more):
     return [*map(str, (*rest, *more))]
 
 
-def run(out, *more):
-    return program(lambda: train.main(tiny("--out", out, *more)))
-
-
 def finished(out, *more):
     """The rows and the output of a run without errors."""
-    code, output, errors = run(out, *more)
+    code, output, errors = program(lambda: train.main(tiny("--out", out, *more)))
     assert code == 0 and not errors
-    return rows(out), output
+    rows = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(row) for row in rows], output
 
 
-def refused(*arguments, code=2):
+def refused(out, *more, code=2):
     """The one message of a run that cannot be made."""
-    found, _, errors = run(*arguments)
-    *usage, message = errors.splitlines()
+    found, _, errors = program(lambda: train.main(tiny("--out", out, *more)))
     assert found == code and errors.count("error: ") == (code == 2)
-    assert not usage or usage[0].startswith("usage: ")
-    return message
+    return errors.splitlines()[-1]  # below the usage
 
 
 @pytest.fixture
@@ -79,16 +65,8 @@ def ask(monkeypatch):
     return asked
 
 
-def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def settings(*more):
-    return train.parse(tiny(*more))
 
 
 def untrained(s, seed=0):
@@ -99,41 +77,37 @@ def untrained(s, seed=0):
     return world, base.requires_grad_(False)
 
 
-def trained(name, s, world, base, test=lambda model: {}):
-    return train.continue_pretraining(name, s, 0, world, base, test)
-
-
 def record(monkeypatch, name):
-    """Lists of the batches that a method reads and of the losses that it returns."""
-    batches, found, method = [], [], METHODS[name]
+    """A list, for each step to come, of the batch that a method reads and of its losses."""
+    seen, method = [], METHODS[name]
 
-    def spy(model, base, batch, s, *prepared):
-        batches.append(batch)
-        found.append(method.loss(model, base, batch, s, *prepared))
-        return found[-1]
+    def spy(model, base, batch, s):
+        seen.append((batch, method.loss(model, base, batch, s)))
+        return seen[-1][1]
 
     monkeypatch.setitem(METHODS, name, method._replace(loss=spy))
-    return batches, found
+    return seen
 
-
-# --- a whole run ---------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """A base that has learnt a little and is then trained: enough to see who forgets."""
+    """The folder, rows and output of a run that is long enough to see which method forgets."""
     out = tmp_path_factory.mktemp("short")
     return out, *finished(out, "--n-embd", 64, "--base-steps", 100, "--base-batch-size", 16,
                           "--steps", 40, "--batch-size", 8, "--eval-every", 20)
 
 
+@pytest.fixture
+def copied(short, tmp_path):
+    return shutil.copytree(short[0], tmp_path / "out")
+
+
 def test_ce_forgets_more_than_mol(short):
-    base = short[1][0]
     end = {row["method"]: row for row in short[1]}
-    lost = {method: row["general_loss"] - base["general_loss"] for method, row in end.items()}
-    assert list(end) == ["base", "ce", "replay", "mol"] and lost["ce"] > lost["mol"] + 1.0
+    assert end["ce"]["general_loss"] > end["mol"]["general_loss"] + 1.0
     assert end["ce"]["kl_to_base"] > 3 * end["mol"]["kl_to_base"]
     for method in SHIPPED:
-        assert end[method]["domain_loss"] < base["domain_loss"] - 2
+        assert end[method]["domain_loss"] < end["base"]["domain_loss"] - 2
 
 
 def test_what_a_run_leaves(short):
@@ -150,45 +124,39 @@ def test_what_a_run_leaves(short):
         assert len(shares) == 8 and all(0 <= share <= 1 for share in shares)
 
 
-def test_eval_repeats_the_answers_of_a_run(short, ask):
-    code, output, errors = ask(short[0])
+def test_eval_repeats_the_answers_of_a_run_even_if_it_was_stopped(copied, short, ask):
+    code, output, errors = ask(copied)
     assert code == 0 and not errors and output.count("\n> ") == 5 and output in short[2]
-    output = ask(short[0], "--", "-5+37=", "x" * 99)[1].splitlines()
-    assert output[1] == "> -5+37=" and len(output) == 2 * 6
-    assert [line.split()[0] for line in output[2:6]] == ["base", "ce", "replay", "mol"]
+    (copied / "seed0" / "mol.pt").unlink()
+    output = ask(copied, "--", "-5+37=", "x" * 99)[1].splitlines()
+    assert output[1] == "> -5+37=" and len(output) == 2 * 5
+    assert [line.split()[0] for line in output[2:5]] == ["base", "ce", "replay"]
 
 
-def test_eval_of_a_run_that_was_stopped_or_is_of_another_version(short, tmp_path, ask):
-    out = shutil.copytree(short[0], tmp_path / "out")
-    (out / "seed0" / "mol.pt").unlink()
-    output = ask(out, "1+1=")[1].splitlines()
-    assert [line.split()[0] for line in output[2:]] == ["base", "ce", "replay"]
-    saved = (out / "settings.json").read_text()
+def test_eval_refuses_a_run_of_another_version(copied, tmp_path, ask):
+    saved = (copied / "settings.json").read_text()
     for old, new, message in [("512", "300", "the text or the code has changed"),
                               ("general_files", "files", "no attribute 'general_files'")]:
-        (out / "settings.json").write_text(saved.replace(old, new))
-        code, _, errors = ask(out)
+        (copied / "settings.json").write_text(saved.replace(old, new))
+        code, _, errors = ask(copied)
         assert code == 2 and message in errors and errors.count("\n") == 1
-    assert "nowhere/settings.json" in ask(tmp_path / "nowhere")[2]
+    code, _, errors = ask(tmp_path / "nowhere")
+    assert code == 2 and "nowhere/settings.json" in errors and errors.count("\n") == 1
 
 
-def test_the_same_seed_gives_the_same_numbers(tmp_path, monkeypatch):
-    found = []
-    for bases in "abb":  # the first two pretrain a base, the third has it
+def test_lora_changes_weights_by_its_rank_and_the_same_seed_gives_the_same_numbers(
+        tmp_path, monkeypatch):
+    """The first two runs pretrain a base, the third has it. A checkpoint is a plain GPT."""
+    out, found = tmp_path / "out", []
+    for bases in "abb":
         monkeypatch.setattr(train, "BASES", tmp_path / bases)
-        found += finished(tmp_path / "out", "--lora-rank", 2, "--methods", "mol")[:1]
+        found += finished(out, "--lora-rank", 2, "--lr", 1e-2, "--methods", "mol")[:1]
     assert found[0] == found[1] == found[2]
-
-
-def test_lora(tmp_path):
-    """Adapters change the weights by a matrix of their rank. A checkpoint is a plain GPT."""
-    (start, *_, end), _ = finished(tmp_path, "--lora-rank", 2, "--lr", 1e-2, "--methods", "ce")
-    assert start["domain_loss"] > end["domain_loss"] + 0.01
-    base, ce = (load_model(tmp_path / "seed0" / f"{name}.pt").state_dict()
-                for name in ("base", "ce"))
-    assert torch.equal(base["ln_f.weight"], ce["ln_f.weight"])
-    for name in ("blocks.0.attn.qkv.weight", "token_embedding.weight"):
-        assert torch.linalg.matrix_rank(ce[name] - base[name], rtol=1e-3) == 2
+    assert found[0][0]["domain_loss"] > found[0][-1]["domain_loss"] + 0.01
+    base, mol = (eval.load_model(out / f"seed0/{name}.pt").state_dict()
+                 for name in ("base", "mol"))
+    changed = mol["token_embedding.weight"] - base["token_embedding.weight"]
+    assert torch.linalg.matrix_rank(changed, rtol=1e-3) == 2
 
 
 def test_the_readmes_method_of_your_own(tmp_path, monkeypatch):
@@ -200,8 +168,6 @@ def test_the_readmes_method_of_your_own(tmp_path, monkeypatch):
     assert {row["method"] for row in found} == {"base", "halfway"}
     assert METHODS["halfway"].reads_general
 
-
-# --- your own text -------------------------------------------------------------------------------
 
 def test_own_text(tmp_path, monkeypatch, ask):
     """Folders of text with signs that control a terminal."""
@@ -220,34 +186,20 @@ def test_own_text(tmp_path, monkeypatch, ask):
     assert ask("out")[1].partition("\n\n")[2] in output  # the same answers, elsewhere
 
 
-def test_bad_text_is_refused(tmp_path):
-    good, bad = tmp_path / "good", tmp_path / "bad"
-    good.write_text("some words to learn from, " * 300)
-    for content, reason in [(None, "No such file"), (b"short", "too short"), (b" \n", "empty"),
-                            (b"\x89PNG\r\n\xff", "0x89 in position 0"), (b"a\0b", "zero bytes")]:
-        if content is not None:
-            bad.write_bytes(content)
-        for texts, corpus in [((bad, good), "--general|pretraining"), ((good, bad), "domain")]:
-            message = refused(tmp_path / "out", "--general", texts[0], "--domain", texts[1])
-            assert re.match(f"error: .*({corpus}).*{reason}", message)
-    assert not (tmp_path / "out").exists()
-
-
-# --- bad settings and failures -------------------------------------------------------------------
-
 BAD = [  # arguments, what the message says; by default it names the flag
     ("--methods magic",), ("--methods ce ce",), ("--methods", "expected"), ("--stepz 3",),
     ("--lr 1 --lr=2",), ("--seed 1 --seed 2",), ("--lr nan",), ("--lr inf",), ("--strength -1",),
-    ("--batch-size 2 --batch-size 3",), ("--ratio 0.05 --batch-size 50",),
-    ("--ratio 0.02",), ("--ratio nan",), ("--ratio 1e308",), ("--kl sideways",),
-    ("--device abacus",), ("--dtype float8",), ("--general-errors 1.5",), ("--lora-rank 33",),
-    ("--steps many",), ("--n-layer 0",), ("--steps 0",), ("--eval-every 0",), ("--seed -1",),
+    ("--ratio 0.05 --batch-size 50",), ("--ratio 0.02",), ("--ratio nan",), ("--ratio 1e308",),
+    ("--kl sideways",), ("--device abacus",), ("--dtype float8",), ("--general-errors 1.5",),
+    ("--lora-rank 33",), ("--steps many",), ("--n-layer 0",), ("--steps 0",), ("--seed -1",),
     (f"--seed {2**64}",), ("--seed 1 1",), ("--vocab-size 100",), ("--block-size 8",),
     ("--block-size 100000",), ("--n-embd 30 --n-head 4",), ("--general-documents 1", "too short"),
     ("--error-kind noise --general README.md --domain LICENSE",),
     ("--general README.md", "--domain"), ("--domain README.md", "--general"),
-    ("--general nowhere --domain README.md",), ("--domain <empty> --general README.md",),
-    ("--out <empty>",), ("--questions README.md",)]
+    ("--general no\x1bwhere --domain LICENSE", "no?where: No such file"),
+    ("--general .gitignore --domain LICENSE", "--general: too short"),
+    ("--domain .gitignore --general LICENSE", "--domain: too short"), ("--out <empty>",),
+    ("--domain <empty> --general LICENSE",), ("--questions README.md",)]
 if not torch.cuda.is_available():
     BAD.append(("--device cuda",))
 
@@ -273,43 +225,27 @@ def test_help_names_every_flag_and_may_show_a_percent_sign(capsys):
     assert "share of wrong answers in the toy general text (default: 0.0)" in shown
 
 
-def test_a_folder_that_cannot_be_written_is_refused_and_keeps_its_results(tmp_path):
-    for name in ("metrics.jsonl", "settings.json", "seed1/mol.pt", "seed0"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("earlier")  # seed0 is a file
-    before = contents(tmp_path)
-    for out in (tmp_path, tmp_path / "seed0" / "out"):
-        assert refused(out, "--seed", 1, 0).startswith("error: ") and contents(tmp_path) == before
-
-
-def test_a_run_removes_the_results_of_an_earlier_one_and_nothing_else(short, tmp_path):
-    out = shutil.copytree(short[0], tmp_path / "out")
-    for name in ("holiday.png", "try"):
-        (out / name).write_text("mine")
-    eval.start_run(settings("--out", out, "--seed", 1), ("base", *METHODS))
-    assert {path.name for path in contents(out)} == {"settings.json", "holiday.png", "try", ".lock"}
-
-
-def test_two_runs_in_one_folder_do_not_mix(short, tmp_path):
+def test_a_run_removes_earlier_results_and_nothing_else_but_only_if_it_can_start(copied):
+    """Else its base cannot be made, its folder not be written, or another run is writing there."""
     fcntl = pytest.importorskip("fcntl")
-    out = shutil.copytree(short[0], tmp_path / "out")
-    before = contents(out)
-    with open(out / ".lock", "w") as lock:
+    for name in ("holiday.png", "seed1"):
+        (copied / name).write_text("not of a run")
+    before = contents(copied)
+    for told, out, *flags in [("--base-lr", copied, "--base-lr", 1e9),
+                              ("seed1", copied, "--seed", 0, 1), ("", copied / "seed1" / "out")]:
+        assert told in refused(out, *flags) and contents(copied) == before
+    with open(copied / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another run" in refused(out, "--methods", "ce") and contents(out) == before
-
-
-def test_an_earlier_run_is_kept_if_the_base_cannot_be_made(short, tmp_path):
-    out = shutil.copytree(short[0], tmp_path / "out")
-    before = contents(out)
-    assert "--base-lr" in refused(out, "--base-lr", 1e9) and contents(out) == before
+        assert "another run" in refused(copied) and contents(copied) == before
+    eval.start_run(train.parse(tiny("--out", copied)), ("base", *METHODS))
+    left = {path.name for path in contents(copied)}
+    assert left == {"settings.json", "holiday.png", "seed1", ".lock"}
 
 
 @pytest.mark.parametrize("failure, code, told", [
     (math.nan, 2, "broken: the loss is nan at step 1"),
     (math.inf, 2, "broken: the loss is inf at step 1"),
-    (KeyboardInterrupt, 130, "stopped; the methods that finished are kept"),
-    (ZeroDivisionError, None, "a bug is not hidden")])
+    (KeyboardInterrupt, 130, "stopped; the methods that finished are kept")])
 def test_a_method_that_fails_loses_nothing(tmp_path, monkeypatch, failure, code, told):
     def broken(model, base, batch, s):
         if not isinstance(failure, float):
@@ -318,36 +254,30 @@ def test_a_method_that_fails_loses_nothing(tmp_path, monkeypatch, failure, code,
         return loss, loss, loss
 
     monkeypatch.setitem(METHODS, "broken", Method(broken))
-    arguments = tmp_path, "--methods", "ce", "broken"
-    if code:
-        assert told in refused(*arguments, code=code)
-    else:
-        with pytest.raises(failure):
-            run(*arguments)
-    assert {row["method"] for row in rows(tmp_path)} == {"base", "ce"}
-    assert (tmp_path / "seed0" / "ce.pt").exists()
+    assert told in refused(tmp_path, "--methods", "ce", "broken", code=code)
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    assert '"step": 4' in rows and "broken" not in rows and (tmp_path / "seed0/ce.pt").exists()
 
 
 def test_a_model_that_the_last_step_ruins_stops_the_run(tmp_path):
     assert "--lr" in refused(tmp_path, "--lr", 1e9, "--steps", 1)
 
 
-# --- the base ------------------------------------------------------------------------------------
-
-@pytest.fixture
-def no_bases(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "BASES", tmp_path / "bases")
+def test_a_bug_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_program(lambda: 1 / 0)
 
 
-def test_a_base_is_used_again_but_not_after_another_pretraining(no_bases, monkeypatch, capsys):
-    s, output = settings(), ""
-    later = settings("--general-errors", 0.1, "--steps", 9, "--kl", "forward")
+def test_a_base_is_used_again_but_not_after_another_pretraining(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "BASES", tmp_path)
+    s, output = train.parse(tiny()), ""
+    later = train.parse(tiny("--general-errors", 0.1, "--steps", 9, "--kl", "forward"))
     world, of_later = (train.data.make_world(x, 0) for x in (s, later))
     rolled = replace(world, pretraining=world.pretraining.roll(1))
     for count, change, *given in [
             (1, "none", s, 0, world), (1, "none", s, 0, world), (1, "later", later, 0, of_later),
-            (2, "a setting", settings("--base-lr", 1e-3), 0, world),
-            (3, "the dtype", settings("--dtype", "bfloat16"), 0, world),
+            (2, "a setting", train.parse(tiny("--base-lr", 1e-3)), 0, world),
+            (3, "the dtype", train.parse(tiny("--dtype", "bfloat16")), 0, world),
             (4, "the seed", s, 1, world), (5, "the pretraining text", s, 0, rolled),
             (6, "the threads", s, 0, world), (7, "the code", s, 0, world)]:
         if change == "the threads":
@@ -361,7 +291,8 @@ def test_a_base_is_used_again_but_not_after_another_pretraining(no_bases, monkey
         assert not any(weight.requires_grad for weight in base.parameters())
 
 
-def test_an_untrained_base_is_not_stored_and_a_damaged_one_is_refused(tmp_path, no_bases):
+def test_an_untrained_base_is_not_stored_and_a_damaged_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "BASES", tmp_path / "bases")
     out = tmp_path / "out"
     assert "--base-lr" in refused(out, "--base-lr", 30, "--base-steps", 40)
     assert not list(train.BASES.glob("*"))
@@ -373,18 +304,18 @@ def test_an_untrained_base_is_not_stored_and_a_damaged_one_is_refused(tmp_path, 
 
 def test_the_base_reads_pretraining_text_and_is_the_best_on_heldout_text(monkeypatch, capsys):
     """Ten steps down the gradient and ten steps up: the base is the model in between."""
-    s, read, real = settings("--base-steps", 20, "--base-lr", 1e-2), [], train.next_token_loss
+    s, read = train.parse(tiny("--base-steps", 20, "--base-lr", 1e-2)), []
     world = train.data.make_world(s, 0)
     world = replace(world, pretraining=world.pretraining[:10_000])
 
     def turning(model, base, batch, s):
         read.append(batch.tokens)
-        loss, *parts = real(model, base, batch, s)
+        loss, *parts = METHODS["ce"].loss(model, base, batch, s)
         return loss if len(read) <= 10 else -loss, *parts
 
     monkeypatch.setattr(train, "next_token_loss", turning)
     base = train.pretrain(s, 0, world)
-    loss, _ = heldout_losses(base, world.heldout_general)
+    loss, _ = eval.heldout_losses(base, world.heldout_general)
     kept, told = re.search(r"kept step (\d+) of 20, held-out loss (.*)",
                            capsys.readouterr().out).groups()
     assert 9 <= int(kept) <= 13 and float(told) == pytest.approx(loss, abs=0.01)
@@ -393,89 +324,77 @@ def test_the_base_reads_pretraining_text_and_is_the_best_on_heldout_text(monkeyp
     assert all((windows == row).all(dim=1).any() for tokens in read[:5] for row in tokens)
 
 
-# --- training ------------------------------------------------------------------------------------
-
 def test_what_each_method_reads(monkeypatch):
     """The same domain rows in the same order for all. The base reads general rows alone."""
-    s = settings("--steps", 3)
+    s = train.parse(tiny("--steps", 3))
     world, base = untrained(s)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
     by_base, read = {name: [] for name in SHIPPED}, {}
     base.register_forward_hook(lambda module, inputs, _: by_base[method].append(inputs[0])
                                if module is base else None)
     for method in SHIPPED:
-        read[method], _ = record(monkeypatch, method)
-        trained(method, s, world, base)
-    for ce, replay, mol in zip(*read.values(), strict=True):
+        read[method] = record(monkeypatch, method)
+        train.continue_pretraining(method, s, 0, world, base, lambda model: {})
+    for (ce, _), (replay, _), (mol, _) in zip(*read.values(), strict=True):
         assert torch.equal(replay.tokens, mol.tokens)
         assert torch.equal(ce.tokens, mol.tokens[:2]) and len(mol.tokens) == 4
         assert ce.is_domain.all() and mol.is_domain.tolist() == [True, True, False, False]
     assert not by_base["ce"] and not by_base["replay"]
-    for tokens, batch in zip(by_base["mol"], read["mol"], strict=True):
+    for tokens, (batch, _) in zip(by_base["mol"], read["mol"], strict=True):
         assert torch.equal(tokens, batch.tokens[2:])
     assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_rows_have_the_mean_of_the_loss_parts_since_the_last_row(monkeypatch, name):
-    s = settings("--steps", 5, "--eval-every", 2, "--strength", 3)
+    s = train.parse(tiny("--steps", 5, "--eval-every", 2, "--strength", 3))
     world, base = untrained(s)
-    _, found = record(monkeypatch, name)
-    _, curve = trained(name, s, world, base)
-    for loss, ce, kl in found:
+    seen = record(monkeypatch, name)
+    _, curve = train.continue_pretraining(name, s, 0, world, base, lambda model: {})
+    for _, (loss, ce, kl) in seen:
         torch.testing.assert_close(loss, ce + 3 * kl)
     assert [row["step"] for row in curve] == [0, 2, 4, 5] and "ce" not in curve[0]
     for row, (start, end) in zip(curve[1:], [(0, 2), (2, 4), (4, 5)]):
-        for i, part in ((1, "ce"), (2, "kl")):
-            assert row[part] == pytest.approx(mean(parts[i].item() for parts in found[start:end]))
+        ces, kls = zip(*((ce.item(), kl.item()) for _, (_, ce, kl) in seen[start:end]))
+        assert (row["ce"], row["kl"]) == pytest.approx((mean(ces), mean(kls)))
     assert (curve[-1]["kl"] > 0) == (name == "mol")
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward", "mean"])
 def test_mol_is_the_mixture_with_the_settings_of_the_run(direction):
-    s = settings("--kl", direction, "--strength", 3)
+    s = train.parse(tiny("--kl", direction, "--strength", 3))
     (world, base), (_, model) = untrained(s), untrained(s, seed=1)
     batch = next(train.data.batches(world.domain, world.general, 2, 2, s.block_size, 0))
     assert train.mol_loss(model, base, batch, s) == losses.mixture_of_losses(
         model(batch.tokens), batch.targets, batch.is_domain, base(batch.tokens[2:]), direction, 3.0)
 
 
-def test_weight_decay_shrinks_the_matrices_and_not_the_gains(monkeypatch):
-    def flat(model, base, batch, s):
+def test_a_method_of_your_own_gets_a_frozen_plain_base_and_what_it_prepared(monkeypatch):
+    """Its weight decay shrinks the matrices, not the gains, and no frozen matrix of LoRA."""
+    def own(model, base, batch, s, prepared):
+        assert prepared == "for seed 0" and not is_parametrized(base.head)
+        assert not any(weight.requires_grad for weight in base.parameters())
         loss = 0 * model(batch.tokens).sum()
         return loss, loss, loss
 
-    s = settings("--steps", 1)
-    world, base = untrained(s)
-    for weight_decay in (0.1, 0.0):
-        monkeypatch.setitem(METHODS, "flat", Method(flat, weight_decay=weight_decay))
-        model, _ = trained("flat", s, world, base)
-        expected = (1 - weight_decay * s.lr) * base.head.weight
+    for rank, weight_decay, shrunk in [(0, 0.1, 0.1), (0, 0.0, 0.0), (2, 0.1, 0.0)]:
+        monkeypatch.setitem(METHODS, "own", Method(
+            own, False, weight_decay, lambda base, world, s, seed: f"for seed {seed}"))
+        s = train.parse(tiny("--steps", 1, "--lora-rank", rank))
+        world, base = untrained(s)
+        model, _ = train.continue_pretraining("own", s, 0, world, base, lambda model: {})
+        expected = (1 - shrunk * s.lr) * base.head.weight
         assert torch.allclose(model.head.weight, expected, rtol=1e-6, atol=0)
         assert torch.equal(model.ln_f.weight, base.ln_f.weight)
 
 
-def test_a_method_of_your_own_gets_a_frozen_plain_base_and_what_it_prepared(monkeypatch):
-    def own(model, base, batch, s, prepared):
-        assert prepared == "for seed 0" and not is_parametrized(base.head)
-        assert not any(weight.requires_grad for weight in base.parameters())
-        return train.next_token_loss(model, base, batch, s)
-
-    monkeypatch.setitem(METHODS, "own", Method(
-        own, prepare=lambda base, world, s, seed: f"for seed {seed}"))
-    s = settings("--lora-rank", 2)
-    _, curve = trained("own", s, *untrained(s))
-    assert curve[-1]["ce"] > 0
-
-
-# --- device and dtype ----------------------------------------------------------------------------
-
 def test_bfloat16_trains_and_metrics_are_float32():
-    s, found = settings("--dtype", "bfloat16", "--steps", 2), set()
+    s, found = train.parse(tiny("--dtype", "bfloat16", "--steps", 2)), set()
     world, base = untrained(s)
     base.register_forward_hook(lambda model, tokens, logits: found.add(
         ("trained" if torch.is_grad_enabled() else "tested", logits.dtype)))  # copies have it, too
-    trained("ce", s, world, base, lambda model: evaluate(model, model, world))
+    train.continue_pretraining("ce", s, 0, world, base,
+                               lambda model: eval.evaluate(model, model, world))
     assert found == {("trained", torch.bfloat16), ("tested", torch.float32)}
 
 
