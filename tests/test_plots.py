@@ -12,7 +12,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,11 +26,12 @@ from plots.runs import Run
 from plots.tables import difference, differences_table, metrics_table, sweep_tables
 from train import METHODS, Settings, continue_pretraining, parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = test_train.ROOT
 EXPERIMENTS = {name: importlib.import_module(f"plots.{name}") for name in
                "amount contexts details domains headline quality rivals scale wordings".split()}
 LINES = runs.read_runs(ROOT / "plots" / "runs.jsonl")
-TINY = test_train.tiny("--base-steps", 3, "--eval-every", 4)  # of 4 steps
+TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--base-steps", "3",
+        "--base-batch-size", "4", "--steps", "4", "--batch-size", "2", "--device", "cpu"]
 RUNS = {"replay, wrong": Run("replay", {"general_errors": 1.0}), "mol": Run("mol")}
 
 
