@@ -341,7 +341,7 @@ def test_loss_and_gradients_are_those_of_the_full_logits_or_refused(name):
         for pair in zip(*(torch.autograd.grad(loss, model.parameters(), materialize_grads=True,
                                               allow_unused=True) for loss in (found, expected))):
             torch.testing.assert_close(*pair, atol=1e-4, rtol=1e-3)
-    assert model.tried_by_mol == (name not in WHOLE, [])
+    assert model.has_plain_head == (name not in WHOLE) and model.changed_by == []
 
 
 def test_logits_of_a_plain_head_never_exist_whole():

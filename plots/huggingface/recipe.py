@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
 from transformers.utils import logging
 
-from losses import PADDING, mixture_of_losses
+from losses import PADDING, log_probs
 
 try:
     from plots.huggingface.hidden import mixture_from_hidden
@@ -31,72 +31,105 @@ except ImportError:  # a copy, with hidden.py and losses.py beside it
 logger = logging.get_logger(__name__)
 
 
+STORED = ("base_tokens", "base_log_probs")  # what store adds to a row
+
+
+def as_dict(row):
+    return row if hasattr(row, "keys") else {"input_ids": row[0], "is_domain": row[1]}
+
+
 def collate(items):
     """Rows -> input_ids, attention_mask and labels (B, T), is_domain (B,).
 
     A row is (tokens, is_domain) or {"input_ids": tokens, "is_domain": flag}. Labels of a dict may
     be -100 at tokens that are no targets, such as the prompts of a chat. An item is a pair (domain
-    row, general row), which makes every batch mixed 1:1, or (row,), or a dict.
+    row, general row), which makes every batch mixed 1:1, or (row,), or a dict. If the general rows
+    are of store(), there are base_tokens and base_log_probs (B, T, k) too.
     """
     try:
-        rows = [row if hasattr(row, "keys") else {"input_ids": row[0], "is_domain": row[1]}
-                for item in items for row in ([item] if hasattr(item, "keys") else item)]
+        rows = [as_dict(row) for item in items
+                for row in ([item] if hasattr(item, "keys") else item)]
         tokens, labels = ([torch.as_tensor(row.get(name, row["input_ids"]), dtype=torch.int64)
                            for row in rows] for name in ("input_ids", "labels"))
-        masks = [torch.ones(len(row), dtype=torch.int64) for row in tokens]
-        flags = torch.tensor([bool(row["is_domain"]) for row in rows])
+        batch = {"input_ids": tokens, "attention_mask": [torch.ones_like(row) for row in tokens]}
+        for name in STORED if any(STORED[0] in row for row in rows) else ():
+            like = next(torch.as_tensor(row[name]) for row in rows if name in row)
+            batch[name] = [like.new_zeros(len(row["input_ids"]), like.shape[1])
+                           if row["is_domain"] else torch.as_tensor(row[name]) for row in rows]
+        batch = {name: pad_sequence(some, batch_first=True) for name, some in batch.items()}
+        return batch | {"labels": pad_sequence(labels, batch_first=True, padding_value=PADDING),
+                        "is_domain": torch.tensor([bool(row["is_domain"]) for row in rows])}
     except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError("an item of the dataset must be ((domain tokens, True), (general tokens, "
                          "False)), ((tokens, flag),) or {'input_ids': tokens, 'is_domain': flag}, "
                          f"not {str(items[0])[:80]}") from error
-    return {"input_ids": pad_sequence(tokens, batch_first=True),
-            "attention_mask": pad_sequence(masks, batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=PADDING),
-            "is_domain": flags}
+
+
+def store(base, rows, k=64, batch_size=8):
+    """General rows -> the same rows as dicts, with what the base predicts, so MoL needs no base.
+
+    base_tokens     (n, k) int32    the k most likely next tokens after each token of the row
+    base_log_probs  (n, k) float16  their log-probabilities: with k = 64 it is 384 bytes per token
+
+    Training is against the k tokens and "any other token": see completed in hidden.py.
+    """
+    found, rows = [], [as_dict(row) for row in rows]
+    for i in range(0, len(rows), batch_size):
+        batch = collate(rows[i:i + batch_size])
+        batch = {name: x.to(unwrapped(base).device) for name, x in batch.items()}
+        mask, positions, _ = mask_positions_targets(batch)
+        try_once(base, mask)
+        with asleep(base):
+            top = log_probs(forward(base, batch["input_ids"], mask, positions)).topk(k)
+        for row, log_q, tokens in zip(rows[i:], top.values.half().cpu(), top.indices.int().cpu()):
+            found.append(row | dict(zip(STORED, (x[:len(row["input_ids"])].clone()
+                                                 for x in (tokens, log_q)))))
+    return found
 
 
 def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
     """A batch of the collator -> the loss, its CE part and its KL part, as mixture_from_hidden.
 
-    base is frozen; None: the model without its adapters. Both may be in DDP, FSDP2 or DeepSpeed.
-    Only the forward pass of a head has a sharded weight whole. So the loss is computed inside the
-    forward pass of the model's head, and there inside that of the base's head.
+    base is frozen; None: what the rows have stored, or the model without its adapters. Both models
+    may be in DDP, FSDP2 or DeepSpeed. Only the forward pass of a head has a sharded weight whole.
+    So the loss is computed inside the forward pass of the model's head, and there inside that of
+    the base's head.
     """
-    tokens, is_general = batch["input_ids"], ~batch["is_domain"].bool()  # (B, T), (B,)
+    is_general, learns = ~batch["is_domain"].bool(), torch.is_grad_enabled()  # (B,)
     mask, positions, targets = mask_positions_targets(batch)
-    is_plain = [has_plain_head(some, mask) for some in ([model, base] if base else [model])]
-    is_learning, G, of_base, parts = torch.is_grad_enabled(), int(is_general.sum()), [], []
-    # Sharding needs a call of the base in every process, if only on a row that does not count.
-    is_called = G or torch.distributed.is_initialized()
-    rows = [x[is_general] if G else x[:1] for x in (tokens, mask, positions)]
+    rows, G, parts, of_base = (batch["input_ids"], mask, positions), int(is_general.sum()), [], []
+    stored = [batch[name][is_general, :-1] for name in STORED if name in batch]
+    if G and not (stored or base or has_adapters(model)):
+        raise ValueError("MoL needs base=copy.deepcopy(model), adapters of peft, or store(...)")
+
+    for some in (model, base) if base else (model,):
+        try_once(some, mask)
 
     def call_base(in_head):
         some = base or unwrapped(model)
-        with torch.no_grad(), asleep(some, adapters=not base):
-            found = call(some, in_head, *rows)
+        with asleep(some, adapters=not base):
+            call(some, lambda hidden, weight: in_head(hidden[:G], weight),
+                 *(x[is_general] if G else x[:1] for x in rows))
         for module in base.modules() if base else ():  # FSDP2 would wait for a backward pass
             getattr(module, "reshard", lambda: None)()
-        return found
 
     def mixture(hidden, weight, base_hidden, base_weight):
-        with torch.set_grad_enabled(is_learning):
-            parts[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden[:G],
-                                           base_weight, direction, strength, chunk)
+        with torch.set_grad_enabled(learns):
+            parts[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden,
+                                           base_weight, direction, strength, chunk, stored)
 
     def in_head(hidden, weight):
         if base and is_called:
             call_base(lambda *of_base: mixture(hidden, weight, *of_base))
         else:
-            mixture(hidden, weight, of_base[0] if of_base else hidden[:0], weight)
+            mixture(hidden, weight, of_base[0] if of_base else None, weight)
         return parts[0]
 
-    if not all(is_plain):
-        base_logits = call_base(None)[:G, :-1] if is_called else None
-        logits = call(model, None, tokens, mask, positions)[:, :-1]
-        return mixture_of_losses(logits, targets, ~is_general, base_logits, direction, strength)
-    if is_called and not base:
+    # Sharding needs a call of the base in every process, if only on a row that does not count.
+    is_called = not stored and (G or torch.distributed.is_initialized())
+    if is_called and not base and has_adapters(model):
         call_base(lambda hidden, weight: of_base.append(hidden))
-    return call(model, in_head, tokens, mask, positions).view(()), *parts[1:]
+    return call(model, in_head, *rows), *parts[1:]
 
 
 def mask_positions_targets(batch):
@@ -112,29 +145,37 @@ def mask_positions_targets(batch):
     return mask, positions, tokens[:, 1:].masked_fill(~is_target, PADDING)
 
 
-def call(model, in_head, tokens, mask, positions):
-    """Call the model -> its logits, or what in_head returns in place of them.
+def forward(model, tokens, mask, positions):
+    """-> the logits (B, T, V), or what the head has given in place of them."""
+    names, more = inspect.signature(unwrapped(model, adapters=False).forward).parameters, {}
+    if not mask.all():
+        more["attention_mask"] = mask.long()
+    if "position_ids" in names:
+        more["position_ids"] = positions
+    return model(input_ids=tokens, use_cache=False, **more).logits
 
-    in_head gets the input of the head, (B, T - 1, C), and its weight. A bias becomes a column.
+
+def call(model, in_head, *rows):
+    """Call the model with in_head(input of its head (B, T - 1, C), weight) in place of its head.
+
+    in_head returns a scalar, or None. A bias becomes a column. If the head is not plain, in_head
+    gets the logits, and None.
     """
-    plain = unwrapped(model, adapters=False)
-    head, more = plain.get_output_embeddings(), {}
+    if not unwrapped(model).has_plain_head:
+        return in_head(forward(model, *rows)[:, :-1], None)
+    head = unwrapped(model, adapters=False).get_output_embeddings()
 
     @torch.compiler.disable
-    def forward(hidden):
+    def in_place(hidden):
         hidden, weight = hidden[:, :-1], head.weight  # the last position has no target
         if head.bias is not None:
             hidden = F.pad(hidden, (0, 1), value=1.0)
             weight = torch.cat([weight, head.bias[:, None]], dim=1)
         found = in_head(hidden, weight)
-        return (hidden.new_zeros(1) if found is None else found).view(1, 1, 1)
+        return (hidden.new_zeros(()) if found is None else found).view(1, 1, 1)
 
-    if not mask.all():
-        more["attention_mask"] = mask.long()
-    if "position_ids" in inspect.signature(plain.forward).parameters:
-        more["position_ids"] = positions
-    with patch.object(head, "forward", forward) if in_head else nullcontext():
-        return model(input_ids=tokens, use_cache=False, **more).logits
+    with patch.object(head, "forward", in_place):
+        return forward(model, *rows).view(())
 
 
 def unwrapped(model, adapters=True):
@@ -143,51 +184,53 @@ def unwrapped(model, adapters=True):
     return model if adapters else getattr(model, "get_base_model", lambda: model)()
 
 
+def has_adapters(model):
+    return hasattr(unwrapped(model), "disable_adapter")
+
+
 @contextmanager
 def asleep(model, adapters=False):
-    """Without dropout and, if wished, without adapters. peft would make frozen ones trainable."""
+    """Without gradients, dropout and, if wished, adapters. peft makes frozen ones trainable."""
     was_training, before = model.training, [(p, p.requires_grad) for p in model.parameters()]
-    with model.eval().disable_adapter() if adapters else nullcontext(model.eval()):
+    with torch.no_grad(), model.eval().disable_adapter() if adapters else nullcontext(model.eval()):
         yield
     model.train(was_training)
-    for p, requires_grad in before if adapters else ():
+    for p, requires_grad in before:
         p.requires_grad_(requires_grad)
 
 
-@torch.no_grad()
-def has_plain_head(model, mask):
-    """Is the head linear, and the last thing the model does? ValueError if padding counts.
+def try_once(model, mask):
+    """Raises ValueError if padding changes what the model says. The first call tries it on one row.
 
-    The first call tries the model on one row: alone, with padding, and without its adapters.
+    Sets has_plain_head, is the head linear and the last thing the model does, and changed_by, what
+    changes the logits of the row: its positions, padding, adapters.
     """
     model, plain = unwrapped(model), unwrapped(model, adapters=False)
-    if "tried_by_mol" not in vars(model):
+    if "changed_by" not in vars(model):
         head, vocab_size = plain.get_output_embeddings(), plain.config.get_text_config().vocab_size
-        row = torch.linspace(1, vocab_size - 1, 8, device=plain.device).long()[None]
+        row, changed_by = torch.linspace(1, vocab_size - 1, 8, device=plain.device).long()[None], []
         # The model gets large outputs in place of those of its head. Does it return them as such?
         given = torch.linspace(-100, 100, vocab_size, device=row.device).bfloat16().to(plain.dtype)
         with asleep(model), head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
             logits = model(input_ids=row, use_cache=False).logits[0, -1]
         is_plain = type(head) is torch.nn.Linear and logits.float().equal(given.float())
         with asleep(model):
-            alone, changed_by = model(input_ids=row, use_cache=False).logits[0].float(), []
+            alone = model(input_ids=row, use_cache=False).logits[0].float()
         for what, left, right in (("positions from 0 on", 0, 0), ("padding on the left", 3, 0),
                                   ("padding on the right", 0, 3), ("adapters", 0, 0)):
             padded = F.pad(row, (left, right), value=int(row[0, 0]))
             ones = F.pad(torch.ones_like(row), (left, right)).bool()
-            with asleep(model, what == "adapters" and hasattr(model, "disable_adapter")):
-                logits = call(model, None, padded, ones, (ones.cumsum(1) - 1).clamp(min=0))[ones]
+            with asleep(model, what == "adapters" and has_adapters(model)):
+                logits = forward(model, padded, ones, (ones.cumsum(1) - 1).clamp(min=0))[ones]
             if (logits - alone).norm() > 0.02 * (alone - alone.mean(dim=1, keepdim=True)).norm():
                 changed_by.append(what)
-        model.tried_by_mol = is_plain, changed_by
-    is_plain, changed_by = model.tried_by_mol
+        model.has_plain_head, model.changed_by = is_plain, changed_by
     is_used = {"positions from 0 on": True, "padding on the left": not mask[:, 0].all(),
                "padding on the right": not mask[:, -1].all(), "adapters": False}
-    for what in filter(is_used.get, changed_by):
+    for what in filter(is_used.get, model.changed_by):
         raise ValueError(f"{what} should not change the logits of a row, but in "
                          f"{type(plain).__name__} it does, and MoL would be wrong. Try rows of "
                          "equal length, or padding on the other side")
-    return is_plain
 
 
 class MolTrainer(Trainer):
@@ -243,7 +286,6 @@ class MolTrainer(Trainer):
             (config.vocab_size != base_config.vocab_size, "a base with the same vocabulary"),
             (base and Path(base.name_or_path, "trainer_state.json").exists(),
              "the original model as base; to continue use train(resume_from_checkpoint=...)"),
-            (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
             (any(a.is_prompt_learning for a in adapters), "adapters that add no tokens to rows"),
             (model.config.tie_word_embeddings and any(hasattr(end, "base_layer") for end in (
                 model.get_input_embeddings(), model.get_output_embeddings())),
@@ -268,8 +310,8 @@ class MolTrainer(Trainer):
         with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
             loss, ce, kl = mol_loss(model, self.base, inputs, **self.options)
         if model.training:
-            if not (self.base or self.state.global_step) and (
-                    "adapters" in unwrapped(model).tried_by_mol[1]):
+            if not (self.base or self.state.global_step or STORED[0] in inputs) and (
+                    "adapters" in unwrapped(model).changed_by):
                 raise ValueError("the adapters already change the model: continue with "
                                  "train(resume_from_checkpoint=...), or give the base as base=")
             has_target = (mask_positions_targets(inputs)[2] != PADDING).any(dim=1)  # (B,)
