@@ -1,17 +1,14 @@
-"""MoL without all the logits in memory: mixture_of_losses from the last hidden states.
+"""MoL without all the logits in memory, which with a vocabulary of 150,000 take GBs.
 
-With a vocabulary of 150,000 the logits of 4,096 tokens take 2.5 GB in float32, and
-mixture_of_losses holds about five tensors of that size. Here only a chunk of tokens has logits at a
-time: make them, take the losses, take the gradient with respect to the logits, carry it on to the
-hidden states and the head, and forget them. So the gradients are known after the forward pass, no
-logits are made twice, and the backward pass only scales.
+Only a chunk of tokens has logits at a time: make them, take the losses, take the gradient by the
+logits, carry it on to the hidden states and the head, and forget them. Backward only scales it.
 """
 
 import math
 
 import torch
 
-from losses import PADDING, cross_entropy, kl_divergence, log_probs
+from losses import PADDING, checked, cross_entropy, kl_divergence, log_probs
 
 
 def completed(log_p, tokens, log_q):
@@ -25,84 +22,67 @@ def completed(log_p, tokens, log_q):
     """
     tokens, log_q = tokens.long(), log_q.to(log_p.dtype)
     log_p_rest = log_p.scatter(-1, tokens, -math.inf).logsumexp(-1, keepdim=True)
-    # Rounded log_q may sum up to more than 1.
-    q_rest = (1 - log_q.exp().sum(-1, keepdim=True)).clamp(min=1e-6)
-    return (log_p + q_rest.log() - log_p_rest).scatter(-1, tokens, log_q)
+    q_rest = 1 - log_q.exp().sum(-1, keepdim=True)  # rounded, it may be 0 or less
+    return (log_p + q_rest.clamp(min=1e-6).log() - log_p_rest).scatter(-1, tokens, log_q)
 
 
 def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base_head=None,
                         direction="reverse", strength=1.0, chunk=None, stored=None):
     """mixture_of_losses from the last hidden states -> loss, CE part, KL part.
 
-    hidden       (B, T, C)  the input of the model's head, for the same positions as the targets
-    head         (V, C)     its weight: logits = hidden @ head.T; None: hidden is the logits
-    targets      (B, T)     is_domain (B,), direction and strength: as in mixture_of_losses
-    base_hidden  (G, T, C') of the frozen base, for the G general rows; None if G = 0
-    base_head    (V, C')    the weight of the base's head; None: base_hidden is the logits
-    chunk                   how many tokens have logits in memory at a time; None: 64, or 4 million
-                            logits if that is more
-    stored                  in place of the base: tokens and log_q of completed, (G, T, k) each
+    hidden (B, T, C) is the input of the model's head, and head (V, C) its weight; if head is None,
+    hidden is the logits. base_hidden (G, T, C') and base_head (V, C') are the same of the base.
+    stored, in place of both, has tokens and log_q of completed, (G, T, k) each. The logits of chunk
+    tokens are in memory at a time: as a default 64, or 4 million logits if that is more.
 
-    Returns three scalars in nats per token. Only the loss has a gradient, with respect to hidden
-    and head. Logits and sums are in float32 or higher, also under autocast. Raises ValueError if
-    the shapes do not fit.
+    Returns three scalars in nats per token. Only the loss has a gradient, by hidden and head. All
+    is in float32 or higher, also under autocast. Raises ValueError if the shapes do not fit.
     """
-    is_general = ~is_domain.bool()  # a data collator may give 0 and 1
-    if base_hidden is None:
-        base_hidden, base_head = hidden[:0], head
-    of_base = stored or (base_hidden,)
-    (B, T), V = targets.shape, hidden.shape[-1] if head is None else len(head)
-    for name, found, expected in [
-            ("is_domain", is_domain.shape, (B,)), ("hidden", hidden.shape[:2], (B, T)),
-            *[("base_hidden", x.shape[:2], (int(is_general.sum()), T)) for x in of_base]]:
-        if found != expected:
-            raise ValueError(f"{name} begins with the shape {tuple(found)}; targets "
-                             f"{tuple(targets.shape)} and is_domain need {expected}")
-    is_token = targets != PADDING
-    if (is_token & ((targets < 0) | (targets >= V))).any():
-        raise ValueError(f"targets must be below {V}, or {PADDING} for padding")
-    dtype, learns = torch.promote_types(hidden.dtype, torch.float32), torch.is_grad_enabled()
-    by_hidden, by_head = gradients = [
-        torch.zeros_like(x, dtype=dtype) if learns and x is not None and x.requires_grad else None
-        for x in (hidden, head)]
-    weight, base_weight = (x if x is None else x.detach().to(dtype) for x in (head, base_head))
+    for x in stored or [base_hidden]:
+        checked(hidden[..., :1], targets.where(targets == PADDING, 0), is_domain,
+                x if x is None else x[..., :1])
+    (B, T), is_general, is_token = targets.shape, ~is_domain.bool(), targets != PADDING
+    learns, dtype = torch.is_grad_enabled(), torch.promote_types(hidden.dtype, torch.float32)
+    weight, base_weight = (x if x is None else x.to(dtype) for x in (head, base_head))
+    by_hidden, by_head = torch.zeros_like(hidden, dtype=dtype), None
+    if learns and head is not None and head.requires_grad:
+        by_head = torch.zeros_like(weight)
     # The mean is over the tokens of a row, then over the B rows.
     shares = 1 / (is_token.sum(dim=1).clamp(min=1) * B).repeat_interleave(T).to(dtype)  # (B * T,)
-    base_row = is_general.cumsum(0) - 1  # (B,)
 
     def logits_of(hidden, at, weight):
-        hidden = hidden.detach().flatten(0, 1)[at].to(dtype)
+        hidden = hidden.flatten(0, 1)[at].to(dtype)
         return hidden if weight is None else hidden @ weight.T
 
     def part(at, is_kl):
-        """The sum over n tokens, at these places of the flat batch. Their gradients are added."""
-        logits = logits_of(hidden, at, weight).requires_grad_(learns)  # (n, V)
+        """The share of n tokens, at these places of the flat batch. Their gradients are added."""
+        logits = logits_of(hidden, at, weight)  # (n, V)
+        if is_kl:
+            in_base = (is_general.cumsum(0) - 1)[at // T] * T + at % T
+            base_logits = (
+                completed(log_probs(logits), *(x.flatten(0, 1)[in_base] for x in stored)) if stored
+                else logits_of(base_hidden, in_base, base_weight) if len(at) else logits)
         with torch.set_grad_enabled(learns):
-            if is_kl:
-                in_base = base_row[at // T] * T + at % T
-                nats = kl_divergence(logits, completed(
-                    log_probs(logits.detach()), *(x.flatten(0, 1)[in_base] for x in stored))
-                    if stored else logits_of(base_hidden, in_base, base_weight), direction)
-            else:
-                nats = cross_entropy(logits[None], targets.flatten()[at][None])[0]
+            logits.requires_grad_()
+            nats = (kl_divergence(logits, base_logits, direction) if is_kl else
+                    cross_entropy(logits[None], targets.flatten()[at][None])[0])
         if learns and (strength or not is_kl):  # no 0 * inf
             by_logits, = torch.autograd.grad(nats, logits, shares[at] * (strength if is_kl else 1))
-            if by_hidden is not None:
-                by_hidden.flatten(0, 1)[at] = by_logits if head is None else by_logits @ weight
+            by_hidden.flatten(0, 1)[at] = by_logits if weight is None else by_logits @ weight
             if by_head is not None:
-                by_head.addmm_(by_logits.T, hidden.detach().flatten(0, 1)[at].to(dtype))
+                by_head.addmm_(by_logits.T, hidden.flatten(0, 1)[at].to(dtype))
         return nats.detach() @ shares[at]
 
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        size = chunk or max(2**22 // (hidden.shape[-1] if head is None else len(head)), 64)
         ce, kl = (sum(part(at, is_kl) for at in (is_token & (is_general == is_kl)[:, None])
-                      .flatten().nonzero()[:, 0].split(chunk or max(2**22 // V, 64)))
-                  for is_kl in (False, True))  # padding has no place
+                      .flatten().nonzero()[:, 0].split(size)) for is_kl in (False, True))
         loss = ce + (strength * kl if strength else 0.0)
-    return Known.apply(loss, hidden, head, *gradients), ce, kl
+    return Known.apply(loss, hidden, head, by_hidden, by_head), ce, kl
 
 
 class Known(torch.autograd.Function):
-    """A loss with gradients that are known already."""
+    """A loss whose gradients are known."""
 
     @staticmethod
     def forward(ctx, loss, hidden, head, *gradients):
