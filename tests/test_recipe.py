@@ -25,8 +25,8 @@ from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,  # 
 import losses  # noqa: E402
 from losses import PADDING, mixture_of_losses  # noqa: E402
 from plots.huggingface import hidden as hidden_module  # noqa: E402
-from plots.huggingface.hidden import mixture_from_hidden  # noqa: E402
-from plots.huggingface.recipe import MolTrainer, collate, mol_loss  # noqa: E402
+from plots.huggingface.hidden import completed, mixture_from_hidden  # noqa: E402
+from plots.huggingface.recipe import MolTrainer, collate, mol_loss, store  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 V, END = 50, 49
@@ -92,31 +92,30 @@ def test_autocast_changes_nothing_and_the_head_may_be_in_bfloat16():
 
 
 def test_logits_exist_once_and_never_whole(monkeypatch):
-    """log_probs sees a chunk of the tokens that are not padding; nothing is kept for backward."""
-    sizes, kept, real = [], [], losses.log_probs
-    monkeypatch.setattr(hidden_module, "log_probs", lambda x: sizes.append(len(x)) or real(x))
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        from_hidden(*hidden_batch(), chunk=2)[0].backward()
-    assert max(sizes) == 2 and sum(sizes) == 3 + 2 * 9 and not kept
+    """The losses see a chunk of the tokens that are not padding; nothing is kept for backward."""
+    sizes, real = [], losses.log_probs
+    monkeypatch.setattr(losses, "log_probs", lambda x: sizes.append(x.numel()) or real(x))
+    loss, *_ = from_hidden(*hidden_batch(), chunk=2)
+    assert max(sizes) == 2 * 7 and sum(sizes) == (3 + 2 * 9) * 7 and not loss.grad_fn.saved_tensors
     hidden, targets = torch.zeros(1, 300, 1), torch.zeros(1, 300, dtype=torch.int64)
-    for vocab_size, chunk in ((2**17, 128), (2**21, 16)):  # 16 million logits, or 16 tokens
+    for vocab_size, chunk in ((2**15, 128), (2**17, 64)):  # 4 million logits, or 64 tokens
         sizes.clear()
         mixture_from_hidden(hidden[:, :2 * chunk], torch.zeros(vocab_size, 1),
                             targets[:, :2 * chunk], torch.ones(1))
-        assert sizes == [chunk, chunk, 0, 0]  # there are no general rows
+        assert sizes == [chunk * vocab_size] * 2 + [0, 0]  # there are no general rows
 
 
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
     """Of a frozen head, of the base, in evaluation, and for padding, even if it is not a number."""
     hidden, head, *rest, targets = hidden_batch()
-    wanted, apply = [], hidden_module.InChunks.apply
-    monkeypatch.setattr(hidden_module.InChunks, "apply",
-                        lambda *given: wanted.append(given[7]) or apply(*given))
+    known, apply = [], hidden_module.Known.apply
+    monkeypatch.setattr(hidden_module.Known, "apply", lambda *given: known.append(
+        [x is not None and bool(x.any()) for x in given[3:]]) or apply(*given))
     assert_same(from_hidden(hidden, head.detach(), *rest, targets),
                 from_logits(hidden, head.detach(), *rest, targets), hidden)
     with torch.no_grad():
         assert not from_hidden(hidden, head, *rest, targets)[0].requires_grad
-    assert wanted == [[True, False], [False, False]]
+    assert known == [[True, False], [False, False]]
     loss, ce, kl = from_hidden(hidden, head, *(x.requires_grad_() for x in rest), targets)
     loss.backward()
     assert not (ce.requires_grad or kl.requires_grad or rest[0].grad or rest[1].grad)
@@ -126,21 +125,60 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
                 from_logits(hidden, head, *rest, targets), hidden, head)
 
 
+@pytest.mark.parametrize("direction", ["reverse", "forward", "mean"])
+@pytest.mark.parametrize("k", [1, 3, 6, 7])
+def test_stored_tokens_give_the_kl_over_them_and_any_other_token(k, direction):
+    """With all tokens, or all but one, of the vocabulary it is the whole KL."""
+    hidden, head, base_hidden, base_head, targets = batch = hidden_batch()
+    log_q, tokens = (base_hidden[~IS_DOMAIN] @ base_head.T).log_softmax(-1).topk(k)
+
+    def found():
+        return mixture_from_hidden(hidden, head, targets, IS_DOMAIN, direction=direction, chunk=2,
+                                   stored=(tokens, log_q))
+
+    def outcomes(log_p):
+        """The known tokens, and any other token if there is one."""
+        known = log_p.gather(-1, tokens)
+        rest = (1 - known.exp().sum(-1, keepdim=True)).log()
+        return torch.cat([known, rest][:1 + (k < 7)], dim=-1)
+
+    logits, base_logits = hidden @ head.T, base_hidden[~IS_DOMAIN] @ base_head.T
+    kl = losses.kl_divergence(*(outcomes(x.log_softmax(-1))
+                                for x in (logits[~IS_DOMAIN], base_logits)), direction)
+    is_token = targets[~IS_DOMAIN] != PADDING
+    kl = (kl.where(is_token, 0).sum(1) / is_token.sum(1)).sum() / 4
+    ce = mixture_of_losses(logits, targets, IS_DOMAIN, logits[~IS_DOMAIN].detach())[1]
+    assert_same(found(), (ce + kl, ce, kl), hidden, head)
+    if k > 5:
+        assert_same(found(), from_logits(*batch, direction=direction), hidden, head)
+
+
+def test_completed_is_a_distribution_also_if_nothing_is_left():
+    """Rounded to float16, the known tokens can have more than all of the mass."""
+    log_p = torch.randn(3, 7).log_softmax(-1)
+    for log_q in (torch.tensor([0.0, -20]), torch.tensor([0.5005, 0.5005]).log()):
+        found = completed(log_p, torch.tensor([[2, 4]] * 3).int(), log_q.half().expand(3, 2))
+        assert found.dtype == torch.float32 and found.isfinite().all()
+        assert found.exp().sum(-1).sub(1).abs().max() < 2e-3
+        assert (losses.kl_divergence(log_p, found) < 30).all()
+
+
 @pytest.mark.parametrize("told, changed", [
-    ("hidden begins", {"hidden": torch.randn(4, 9, 6)}),
-    ("hidden begins", {"hidden": torch.randn(5, 5, 6)}),
+    ("logits begins", {"hidden": torch.randn(4, 9, 6)}),
+    ("logits begins", {"hidden": torch.randn(5, 5, 6)}),
     ("is_domain begins", {"is_domain": IS_DOMAIN[:1]}),
     ("is_domain begins", {"is_domain": IS_DOMAIN[:, None]}),
-    ("hidden begins", {"targets": torch.zeros(4, 4, dtype=torch.int64)}),
-    ("base_hidden begins", {"base_hidden": torch.randn(2, 1, 3)}),
-    ("base_hidden begins", {"base_hidden": None}),
-    ("base_head begins", {"base_head": torch.randn(6, 3)}),
+    ("logits begins", {"targets": torch.zeros(4, 4, dtype=torch.int64)}),
+    ("base_logits begins", {"base_hidden": torch.randn(2, 1, 3)}),
+    ("base_logits begins", {"base_hidden": None}),
+    ("base_logits begins", {"stored": [torch.zeros(2, 1, 3)] * 2}),
+    ("the same shape", {"base_head": torch.randn(6, 3)}),
     ("direction is 'up'", {"direction": "up"}),
-    ("targets must be below 7", {"targets": torch.full((4, 5), 7)})])
+    ("out of bounds", {"targets": torch.full((4, 5), 7)})])
 def test_every_shape_is_checked(told, changed):
     """Some of these gave a number once."""
     hidden, head, base_hidden, base_head, targets = hidden_batch()
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises((ValueError, IndexError), match=told):
         mixture_from_hidden(**{
             "hidden": hidden, "head": head, "targets": targets, "is_domain": IS_DOMAIN,
             "base_hidden": base_hidden[~IS_DOMAIN], "base_head": base_head, **changed})
@@ -283,9 +321,8 @@ NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "initializer_range": 
 MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
        "moe_intermediate_size": 16}
 MAMBA = {"mamba_n_heads": 2, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
-# Phi has a bias in the head. Gemma 2 caps the logits and these others scale them, so their logits
-# are computed whole.
-WHOLE = "Gemma2", "Cohere", "Granite", "FalconH1"
+# Their logits are computed whole: Phi has a bias in the head, Gemma 2 caps, the others scale.
+WHOLE = "Phi", "Gemma2", "Cohere", "Granite", "FalconH1"
 ARCHITECTURES = {
     "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5},
     "Llama": {}, "Qwen2": {}, "Qwen3": {"head_dim": 8}, "Mistral": {}, "Gemma": {"head_dim": 8},
@@ -314,8 +351,7 @@ ARCHITECTURES = {
     "RecurrentGemma": {"lru_width": 16, "head_dim": 8}, "Roberta": {"is_decoder": True},
     "Bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2,
              "decoder_ffn_dim": 32, "is_encoder_decoder": False, "init_std": 0.5}}
-REFUSED = {"Rwkv": "on the left", "xLSTM": "on the left", "RecurrentGemma": "on the left",
-           "Roberta": "positions from 0", "Bart": "on the left"}
+REFUSED = "Rwkv", "xLSTM", "RecurrentGemma", "Roberta", "Bart"  # with padding on the left
 
 
 def tiny(name, seed=0, **more):
@@ -332,7 +368,7 @@ def test_loss_and_gradients_are_those_of_the_full_logits_or_refused(name):
     model, base = tiny(name, 0).eval(), tiny(name, 1).eval()
     padded = padded_with_the_end_token(collate(pairs_of_rows(2)), "left")
     if name in REFUSED:
-        with pytest.raises(ValueError, match=REFUSED[name]):
+        with pytest.raises(ValueError, match="does not ignore padding on the left"):
             mol_loss(model, base, padded)
         return
     for batch in (collate(pairs_of_rows(2)), padded):
@@ -341,7 +377,7 @@ def test_loss_and_gradients_are_those_of_the_full_logits_or_refused(name):
         for pair in zip(*(torch.autograd.grad(loss, model.parameters(), materialize_grads=True,
                                               allow_unused=True) for loss in (found, expected))):
             torch.testing.assert_close(*pair, atol=1e-4, rtol=1e-3)
-    assert model.tried_by_mol == (name not in WHOLE, [])
+    assert model.has_plain_head == (name not in WHOLE) and model.changed_by == []
 
 
 def test_logits_of_a_plain_head_never_exist_whole():
@@ -351,7 +387,7 @@ def test_logits_of_a_plain_head_never_exist_whole():
     for model in models:
         model.lm_head.register_forward_hook(lambda *given: seen.append(given[2].shape))
     mol_loss(*models, collate(pairs_of_rows(2)), chunk=3)
-    assert seen == [(1, 1, 1)] * 2
+    assert seen == [(2, 8, 16), (1, 1, 1)]  # the hidden states of the base, the loss
     with torch.no_grad():
         models[0].lm_head.weight[0, 0] = torch.nan  # not refused as another kind of head
     assert mol_loss(*models, collate(pairs_of_rows(1)))[0].isnan()
@@ -463,7 +499,7 @@ def test_evaluation_has_the_same_loss_for_each_set(tmp_path):
     assert ce + kl == pytest.approx(by_hand(model, base, collate(pairs[:1])).item(), rel=1e-5)
 
 
-def test_the_log_has_the_means_of_both_losses(tmp_path, caplog):
+def test_the_log_has_the_means_of_both_losses(tmp_path):
     """Per row of each kind that has targets, over all steps since the last log."""
     pairs = pairs_of_rows(8)
     pairs = [pair[i % 3 > 0:] if i % 3 else pair[:1] for i, pair in enumerate(pairs)]
@@ -479,7 +515,6 @@ def test_the_log_has_the_means_of_both_losses(tmp_path, caplog):
     for name, is_domain in (("ce", True), ("kl", False)):
         rows = [(row,) for pair in pairs[:7] for row in pair if row[1] == is_domain]
         assert logged[name] == pytest.approx(by_hand(model, base, collate(rows)).item(), rel=1e-5)
-    assert "a batch has no target" in caplog.text
 
 
 @pytest.mark.parametrize("rows, collator", [
@@ -488,7 +523,7 @@ def test_the_log_has_the_means_of_both_losses(tmp_path, caplog):
     ([{"input_ids": [1, 2], "labels": [1, 2]}] * 4, default_data_collator)],
     ids=["dicts", "no pairs", "no flags", "default collator"])
 def test_other_rows_are_refused_with_what_a_row_is(rows, collator, tmp_path):
-    with pytest.raises(ValueError, match="an item of the dataset must be|a batch has no is_domain"):
+    with pytest.raises((ValueError, KeyError), match="an item of the dataset must be|is_domain"):
         trainer(tmp_path, llama(), rows, llama(1), options={"data_collator": collator}).train()
 
 
@@ -500,18 +535,16 @@ def from_checkpoint(folder):
 
 
 @pytest.mark.parametrize("made, more, told", [
-    (lambda _: (llama(), None), {}, "base=copy.deepcopy"),
     (lambda _: (model := llama(), model), {}, "it shares weights"),
     (lambda _: (with_lora(model := llama()), model), {}, "it shares weights"),
-    (lambda _: (with_lora(init_lora_weights="pissa"), None), {}, "this one changes the base"),
-    (lambda _: (with_lora(init_lora_weights="olora"), None), {}, "this one changes the base"),
-    (lambda _: (with_lora(bias="lora_only"), None), {}, "bias='none'"),
+    (lambda _: (with_lora(init_lora_weights="pissa"), None), {}, "these change the base"),
+    (lambda _: (with_lora(init_lora_weights="olora"), None), {}, "these change the base"),
+    (lambda _: (with_lora(bias="lora_only"), None), {}, "these change the base"),
     (lambda _: (get_peft_model(llama(), PromptTuningConfig(
         num_virtual_tokens=2, task_type="CAUSAL_LM")), None), {}, "adapters that add no tokens"),
     (lambda _: (with_lora(llama(tie_word_embeddings=True), target_modules=["embed_tokens"],
                           ensure_weight_tying=True), None), {}, "no adapters on tied"),
     (from_checkpoint, {}, "the original model as base"),
-    (lambda _: (llama(), tiny("GPT2", vocab_size=60)), {}, "a base with the same vocabulary"),
     (lambda _: (tiny("Mixtral", output_router_logits=True), tiny("Mixtral")), {},
      "output_router_logits=False"),
     (None, {"label_smoothing_factor": 0.1}, "no label smoothing"),
@@ -525,11 +558,39 @@ def test_what_would_make_the_loss_wrong_is_refused_at_once(made, more, told, tmp
         trainer(tmp_path, model, base=base, **more)
 
 
+@pytest.mark.parametrize("base, told", [
+    (None, "MoL needs base=copy.deepcopy"), (lambda: tiny("GPT2", vocab_size=60), "the same shape")])
+def test_what_the_first_batch_refuses(base, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        trainer(tmp_path, llama(), base=base and base()).train()
+
+
 def test_fsdp_1_is_refused(tmp_path):
     the_trainer = trainer(tmp_path, llama(), base=llama(1))
     the_trainer.is_fsdp_enabled = True  # and accelerate says that it is not version 2
     with pytest.raises(ValueError, match="fsdp_version 2"):
         the_trainer.refuse_what_is_wrong(llama(1))
+
+
+def test_stored_rows_need_no_base(tmp_path):
+    """With padding, as chats, and if all 50 tokens are stored the loss is that of the base."""
+    pairs = [chat(pair) for pair in pairs_of_rows(4)]
+    stored, some = ([(domain, *store(llama(1).train(), [general], k)) for domain, general in pairs]
+                    for k in (V, 5))
+    row = stored[0][1]
+    assert row["base_tokens"].dtype == torch.int32 and row["base_log_probs"].dtype == torch.float16
+    assert row["base_tokens"].shape == row["base_log_probs"].shape == (len(row["input_ids"]), V)
+    model, base = llama(0).eval(), llama(1).eval()
+    batch = collate(stored)
+    assert (batch["attention_mask"] == 0).any()
+    before = mol_loss(model, None, batch)
+    torch.testing.assert_close(before, mol_loss(model, base, collate(pairs)), atol=2e-3, rtol=2e-3)
+    kl = [mol_loss(tiny("Gemma2"), None, collate(rows))[2] for rows in (some, stored)]
+    assert 0 < kl[0] < kl[1]  # logits computed whole
+    trainer(tmp_path, model, stored, max_steps=4, learning_rate=1e-3).train()
+    assert mol_loss(model, base, collate(pairs))[0] < before[0]
+    with pytest.raises(ValueError, match="an item of the dataset"):
+        collate([stored[0], pairs[0]])  # the second general row has nothing stored
 
 
 @pytest.mark.parametrize("name", MODELS)

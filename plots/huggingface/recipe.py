@@ -1,27 +1,22 @@
 """MoL on a Hugging Face model: a collator, the loss of a batch, and a Trainer.
 
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    base = copy.deepcopy(model)
-    pairs = [((domain_tokens, True), (general_tokens, False)), ...]
-    MolTrainer(model, TrainingArguments(...), collate, pairs, base=base).train()
-
-Copy this file, hidden.py and losses.py. example.py is a complete program. README.md explains the
-settings, precision, memory, sharding, and tested versions.
+Copy this file, hidden.py and losses.py. README.md explains them. example.py is a program.
 """
 
 import inspect
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, fsdp2_prepare_model
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
 from transformers.utils import logging
 
-from losses import PADDING, mixture_of_losses
+from losses import PADDING, log_probs
 
 try:
     from plots.huggingface.hidden import mixture_from_hidden
@@ -29,6 +24,8 @@ except ImportError:  # a copy, with hidden.py and losses.py beside it
     from hidden import mixture_from_hidden
 
 logger = logging.get_logger(__name__)
+unwrapped = partial(extract_model_from_parallel, keep_torch_compile=False)  # without DDP and such
+STORED = ("base_tokens", "base_log_probs")  # what store adds to a row
 
 
 def collate(items):
@@ -41,62 +38,72 @@ def collate(items):
     try:
         rows = [row if hasattr(row, "keys") else {"input_ids": row[0], "is_domain": row[1]}
                 for item in items for row in ([item] if hasattr(item, "keys") else item)]
-        tokens, labels = ([torch.as_tensor(row.get(name, row["input_ids"]), dtype=torch.int64)
-                           for row in rows] for name in ("input_ids", "labels"))
-        masks = [torch.ones(len(row), dtype=torch.int64) for row in tokens]
-        flags = torch.tensor([bool(row["is_domain"]) for row in rows])
+        rows = [{"labels": row["input_ids"], "attention_mask": [1] * len(row["input_ids"]), **row}
+                for row in rows]
+        batch = {"is_domain": torch.tensor([bool(row["is_domain"]) for row in rows])}
+        for name in ("input_ids", "attention_mask", "labels", *STORED):
+            some = [row for row in rows if not (name in STORED and row["is_domain"])]
+            if any(name in row for row in some):
+                batch[name] = pad_sequence([torch.as_tensor(row[name]) for row in some], True,
+                                           PADDING if name == "labels" else 0)
+        return batch
     except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError("an item of the dataset must be ((domain tokens, True), (general tokens, "
-                         "False)), ((tokens, flag),) or {'input_ids': tokens, 'is_domain': flag}, "
-                         f"not {str(items[0])[:80]}") from error
-    return {"input_ids": pad_sequence(tokens, batch_first=True),
-            "attention_mask": pad_sequence(masks, batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=PADDING),
-            "is_domain": flags}
+        raise ValueError("an item of the dataset must be ((tokens, True), (tokens, False)), a row "
+                         f"in (row,) or a dict, not {str(items[0])[:80]}") from error
+
+
+def store(base, rows, k=64):
+    """Add the base's k most likely next tokens to general rows, which are dicts: it is read once.
+
+    base_tokens (T, k) are int32, base_log_probs (T, k) float16: 384 bytes for each token of a row.
+    """
+    found = []
+    with asleep(base):
+        for row in rows:
+            tokens = torch.as_tensor(row["input_ids"], device=base.device)[None]
+            top = log_probs(base(tokens, use_cache=False).logits[0]).topk(k)
+            found.append({**row, "base_tokens": top.indices.int().cpu(),
+                          "base_log_probs": top.values.half().cpu()})
+    return found
 
 
 def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
     """A batch of the collator -> the loss, its CE part and its KL part, as mixture_from_hidden.
 
-    base is frozen; None: the model without its adapters. Both may be in DDP, FSDP2 or DeepSpeed.
-    Only the forward pass of a head has a sharded weight whole. So the loss is computed inside the
-    forward pass of the model's head, and there inside that of the base's head.
+    base is frozen; None: what the rows have stored, or the model without its adapters. Both may be
+    in DDP, FSDP2 or DeepSpeed. A sharded head is whole only in its forward pass: there the loss is
+    computed, and the weight of the base's head is copied.
     """
-    tokens, is_general = batch["input_ids"], ~batch["is_domain"].bool()  # (B, T), (B,)
+    is_general, parts, of_base = ~batch["is_domain"].bool(), [], [None, None]
     mask, positions, targets = mask_positions_targets(batch)
-    is_plain = [has_plain_head(some, mask) for some in ([model, base] if base else [model])]
-    is_learning, G, of_base, parts = torch.is_grad_enabled(), int(is_general.sum()), [], []
-    # Sharding needs a call of the base in every process, if only on a row that does not count.
-    is_called = G or torch.distributed.is_initialized()
-    rows = [x[is_general] if G else x[:1] for x in (tokens, mask, positions)]
+    rows, G, T = (batch["input_ids"], mask, positions), int(is_general.sum()), targets.shape[1]
+    stored = [F.pad(batch[name], (0, 0, 0, T - batch[name].shape[1]))  # or cut to T
+              for name in STORED if name in batch]
+    has_base = base or hasattr(unwrapped(model), "disable_adapter")
+    if G and not (stored or has_base):
+        raise ValueError("MoL needs base=copy.deepcopy(model), adapters of peft, or rows of store")
+    for some in (model, base) if base else (model,):
+        try_once(some, mask)
 
-    def call_base(in_head):
-        some = base or unwrapped(model)
-        with torch.no_grad(), asleep(some, adapters=not base):
-            found = call(some, in_head, *rows)
-        for module in base.modules() if base else ():  # FSDP2 would wait for a backward pass
-            getattr(module, "reshard", lambda: None)()
-        return found
-
-    def mixture(hidden, weight, base_hidden, base_weight):
-        with torch.set_grad_enabled(is_learning):
-            parts[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, base_hidden[:G],
-                                           base_weight, direction, strength, chunk)
+    def in_base(hidden, weight):
+        is_copied = base and is_shared and weight is not None
+        of_base[:] = hidden[:G], weight.clone() if is_copied else weight
+        return hidden
 
     def in_head(hidden, weight):
-        if base and is_called:
-            call_base(lambda *of_base: mixture(hidden, weight, *of_base))
-        else:
-            mixture(hidden, weight, of_base[0] if of_base else hidden[:0], weight)
-        return parts[0]
+        of_base[1] = of_base[1] if base else weight
+        parts[:] = mixture_from_hidden(hidden, weight, targets, ~is_general, *of_base, direction,
+                                       strength, chunk, stored)
+        return parts[0].view(1, 1, 1)
 
-    if not all(is_plain):
-        base_logits = call_base(None)[:G, :-1] if is_called else None
-        logits = call(model, None, tokens, mask, positions)[:, :-1]
-        return mixture_of_losses(logits, targets, ~is_general, base_logits, direction, strength)
-    if is_called and not base:
-        call_base(lambda hidden, weight: of_base.append(hidden))
-    return call(model, in_head, tokens, mask, positions).view(()), *parts[1:]
+    # Sharding needs a call of the base in every process, if only on a row that does not count.
+    is_shared = torch.distributed.is_initialized()
+    if has_base and not stored and (G or is_shared):
+        with asleep(base or unwrapped(model), adapters=not base):
+            call(base or unwrapped(model), in_base, *(x[is_general] if G else x[:1] for x in rows))
+        for module in base.modules() if base else ():  # FSDP2 would wait for a backward pass
+            getattr(module, "reshard", lambda: None)()
+    return call(model, in_head, *rows).view(()), *parts[1:]
 
 
 def mask_positions_targets(batch):
@@ -108,93 +115,73 @@ def mask_positions_targets(batch):
     is_target = mask[:, :-1] & mask[:, 1:]  # this position and the next one are tokens
     if "labels" in batch:
         is_target &= batch["labels"][:, 1:] != PADDING
-    positions = batch.get("position_ids", (mask.cumsum(1) - 1).clamp(min=0))
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    starts = mask.long().argmax(dim=1, keepdim=True)  # after the padding on the left
+    positions = batch.get("position_ids", (places - starts).clamp(min=0))
     return mask, positions, tokens[:, 1:].masked_fill(~is_target, PADDING)
 
 
 def call(model, in_head, tokens, mask, positions):
-    """Call the model -> its logits, or what in_head returns in place of them.
-
-    in_head gets the input of the head, (B, T - 1, C), and its weight. A bias becomes a column.
-    """
-    plain = unwrapped(model, adapters=False)
-    head, more = plain.get_output_embeddings(), {}
-
-    @torch.compiler.disable
-    def forward(hidden):
-        hidden, weight = hidden[:, :-1], head.weight  # the last position has no target
-        if head.bias is not None:
-            hidden = F.pad(hidden, (0, 1), value=1.0)
-            weight = torch.cat([weight, head.bias[:, None]], dim=1)
-        found = in_head(hidden, weight)
-        return (hidden.new_zeros(1) if found is None else found).view(1, 1, 1)
-
+    """Call the model with in_head(hidden (B, T - 1, C), weight) in place of its head -> what it
+    returns. If the head is not plain, in_head gets the logits and None."""
+    plain, more = unwrapped(model), {}
+    head, is_plain = plain.get_output_embeddings(), plain.has_plain_head
+    plain = getattr(plain, "get_base_model", lambda: plain)()  # without adapters
     if not mask.all():
         more["attention_mask"] = mask.long()
-    if "position_ids" in inspect.signature(plain.forward).parameters:
+    if (positions[:, -1] < tokens.shape[1] - 1).any() and (
+            "position_ids" in inspect.signature(plain.forward).parameters):
         more["position_ids"] = positions
-    with patch.object(head, "forward", forward) if in_head else nullcontext():
-        return model(input_ids=tokens, use_cache=False, **more).logits
 
+    @torch.compiler.disable
+    def in_place(hidden):
+        return in_head(hidden[:, :-1], head.weight)  # the last position has no target
 
-def unwrapped(model, adapters=True):
-    """The model without DDP, DeepSpeed and compilation and, if wished, without its adapters."""
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    return model if adapters else getattr(model, "get_base_model", lambda: model)()
+    with patch.object(head, "forward", in_place) if is_plain else nullcontext():
+        found = model(input_ids=tokens, use_cache=False, **more).logits
+    return found if is_plain else in_head(found[:, :-1], None)
 
 
 @contextmanager
 def asleep(model, adapters=False):
-    """Without dropout and, if wished, without adapters. peft would make frozen ones trainable."""
+    """Without gradients, dropout and, if wished, adapters. peft makes frozen ones trainable."""
     was_training, before = model.training, [(p, p.requires_grad) for p in model.parameters()]
-    with model.eval().disable_adapter() if adapters else nullcontext(model.eval()):
+    with torch.no_grad(), model.eval().disable_adapter() if adapters else nullcontext(model.eval()):
         yield
     model.train(was_training)
-    for p, requires_grad in before if adapters else ():
+    for p, requires_grad in before:
         p.requires_grad_(requires_grad)
 
 
-@torch.no_grad()
-def has_plain_head(model, mask):
-    """Is the head linear, and the last thing the model does? ValueError if padding counts.
+def try_once(model, mask):
+    """Raises ValueError if padding would change the logits. The first call tries it on one row.
 
-    The first call tries the model on one row: alone, with padding, and without its adapters.
+    has_plain_head: it is linear and the last thing the model does. changed_by: what changes logits.
     """
-    model, plain = unwrapped(model), unwrapped(model, adapters=False)
-    if "tried_by_mol" not in vars(model):
-        head, vocab_size = plain.get_output_embeddings(), plain.config.get_text_config().vocab_size
-        row = torch.linspace(1, vocab_size - 1, 8, device=plain.device).long()[None]
-        # The model gets large outputs in place of those of its head. Does it return them as such?
-        given = torch.linspace(-100, 100, vocab_size, device=row.device).bfloat16().to(plain.dtype)
-        with asleep(model), head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
-            logits = model(input_ids=row, use_cache=False).logits[0, -1]
-        is_plain = type(head) is torch.nn.Linear and logits.float().equal(given.float())
-        with asleep(model):
-            alone, changed_by = model(input_ids=row, use_cache=False).logits[0].float(), []
-        for what, left, right in (("positions from 0 on", 0, 0), ("padding on the left", 3, 0),
-                                  ("padding on the right", 0, 3), ("adapters", 0, 0)):
-            padded = F.pad(row, (left, right), value=int(row[0, 0]))
-            ones = F.pad(torch.ones_like(row), (left, right)).bool()
+    model = unwrapped(model)
+    if "changed_by" not in vars(model):
+        model.has_plain_head, model.changed_by, of_head = False, [], []
+        head, vocab_size = model.get_output_embeddings(), model.config.get_text_config().vocab_size
+        row = torch.linspace(1, vocab_size - 1, 8, device=model.device).long()[None]
+        with asleep(model), head.register_forward_hook(lambda *given: of_head.append(given[2])):
+            alone = model(input_ids=row, use_cache=False).logits.float()
+        for what, left in (("padding", 3), ("adapters", 0)):
+            tokens, places = F.pad(row, (left, 0), value=1), torch.arange(-left, 8)[None].to(row)
             with asleep(model, what == "adapters" and hasattr(model, "disable_adapter")):
-                logits = call(model, None, padded, ones, (ones.cumsum(1) - 1).clamp(min=0))[ones]
-            if (logits - alone).norm() > 0.02 * (alone - alone.mean(dim=1, keepdim=True)).norm():
-                changed_by.append(what)
-        model.tried_by_mol = is_plain, changed_by
-    is_plain, changed_by = model.tried_by_mol
-    is_used = {"positions from 0 on": True, "padding on the left": not mask[:, 0].all(),
-               "padding on the right": not mask[:, -1].all(), "adapters": False}
-    for what in filter(is_used.get, changed_by):
-        raise ValueError(f"{what} should not change the logits of a row, but in "
-                         f"{type(plain).__name__} it does, and MoL would be wrong. Try rows of "
-                         "equal length, or padding on the other side")
-    return is_plain
+                logits = call(model, lambda logits, _: logits, tokens, places >= 0,
+                              places.clamp(min=0))[:, left:]
+            spread = (alone - alone.mean(dim=2, keepdim=True)).norm()
+            if (logits - alone[:, :-1]).norm() > 0.02 * spread:
+                model.changed_by.append(what)
+        model.has_plain_head = (type(head) is torch.nn.Linear and head.bias is None
+                                and alone.equal(of_head[0].float()))
+    if "padding" in model.changed_by and not mask[:, 0].all():
+        raise ValueError(f"{model.config.model_type} does not ignore padding on the left: pad on "
+                         "the right")
 
 
 class MolTrainer(Trainer):
-    """transformers.Trainer with MoL as its loss, and more arguments. It logs mean CE and mean KL.
-
-    base                          the frozen model of the KL; None: the model without its adapters
-    direction, strength, chunk    as in mixture_from_hidden
+    """transformers.Trainer with MoL, as in mol_loss. It logs the mean CE and the mean KL.
 
     The loss of a step is the mean over its micro-batches and processes. predict() returns the CE
     and KL parts of batches. Raises ValueError for settings that would make the loss wrong.
@@ -209,91 +196,70 @@ class MolTrainer(Trainer):
         self.sums = torch.zeros(4, device=self.args.device)  # CE, KL, domain rows, general rows
         self.args.remove_unused_columns = False  # otherwise is_domain is removed
         self.label_names = ["is_domain"]  # otherwise evaluation has no loss
-        # Otherwise Trainer assumes, if there are labels, that the loss is already divided by the
-        # number of tokens, and gradients grow with the number of micro-batches.
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = False  # otherwise gradients grow with the micro-batches
 
     def prepared(self, base):
         """The base on the device of the model, in shards if the model will be."""
-        if self.is_deepspeed_enabled:
-            config = dict(self.accelerator.state.deepspeed_plugin.deepspeed_config)
-            if config["zero_optimization"]["stage"] == 3:
-                import deepspeed
-                config = {k: v for k, v in config.items() if k not in ("optimizer", "scheduler")}
-                return deepspeed.initialize(model=base, config=config)[0]
-        elif self.is_fsdp_enabled:
-            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+        plugin = self.accelerator.state.deepspeed_plugin
+        if self.is_fsdp_enabled:
             return fsdp2_prepare_model(self.accelerator, base)
+        if plugin and plugin.zero_stage == 3:
+            import deepspeed
+            config = {name: value for name, value in plugin.deepspeed_config.items()
+                      if name not in ("optimizer", "scheduler")}
+            return deepspeed.initialize(model=base, config=config)[0]
         return base if base.device == self.args.device else base.to(self.args.device)  # 8 bit stays
 
     def refuse_what_is_wrong(self, base):
         args, model = self.args, self.model
         adapters = getattr(model, "peft_config", {}).values()
-        shared = base and {*map(id, model.parameters())} & {*map(id, base.parameters())}
-        config, base_config = (some.config.get_text_config() for some in (model, base or model))
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
         for is_wrong, needed in [
             (args.n_gpu > 1, "one GPU per process: CUDA_VISIBLE_DEVICES=0, or torchrun"),
             (args.label_smoothing_factor or self.compute_loss_func or self.compute_metrics
-             or self.model_init
-             or getattr(args, "train_sampling_strategy", "") == "group_by_length",
+             or self.model_init or args.train_sampling_strategy == "group_by_length",
              "no label smoothing, compute_loss_func, compute_metrics, model_init, group_by_length"),
-            (getattr(config, "output_router_logits", False), "output_router_logits=False"),
+            (getattr(model.config, "output_router_logits", False), "output_router_logits=False"),
             (self.is_fsdp_enabled and not self.accelerator.is_fsdp2, "fsdp_version 2"),
-            (shared, "base=copy.deepcopy(model), made before adapters; it shares weights"),
-            (config.vocab_size != base_config.vocab_size, "a base with the same vocabulary"),
+            (base and {*map(id, model.parameters())} & {*map(id, base.parameters())},
+             "base=copy.deepcopy(model), made before adapters; it shares weights"),
             (base and Path(base.name_or_path, "trainer_state.json").exists(),
              "the original model as base; to continue use train(resume_from_checkpoint=...)"),
-            (not base and not adapters, "base=copy.deepcopy(model), or adapters of peft"),
             (any(a.is_prompt_learning for a in adapters), "adapters that add no tokens to rows"),
-            (model.config.tie_word_embeddings and any(hasattr(end, "base_layer") for end in (
-                model.get_input_embeddings(), model.get_output_embeddings())),
+            (model.config.tie_word_embeddings and any(hasattr(end, "base_layer") for end in ends),
              "no adapters on tied embeddings: peft merges them wrongly"),
-            (not base and any(getattr(a, "bias", "none") != "none" for a in adapters),
-             "adapters with bias='none', or a base: the biases would change the base"),
-            (not base and any(str(getattr(a, "init_lora_weights", "")).lower().startswith(
-                ("pissa", "olora", "corda", "loftq", "lora_ga")) for a in adapters),
-             "a base, or another init_lora_weights: this one changes the base"),
+            (not base and any(getattr(a, "bias", "none") != "none" or str(getattr(
+                a, "init_lora_weights", "")).lower().startswith(("pissa", "olora", "corda", "loftq",
+                                                                 "lora_ga")) for a in adapters),
+             "a base, or adapters with another bias or init_lora_weights: these change the base"),
         ]:
             if is_wrong:
                 raise ValueError(f"MolTrainer needs {needed}")
         if not self.is_deepspeed_enabled and any(
-                p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
-                for p in model.parameters()):
-            logger.warning("Trained weights in 16 bits lose most of their small updates: load the "
-                           "model with dtype=torch.float32")
+                p.requires_grad and p.dtype.itemsize == 2 for p in model.parameters()):
+            logger.warning("Trained weights in 16 bits lose small updates: use dtype=torch.float32")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "is_domain" not in inputs:
-            raise ValueError("a batch has no is_domain: use the collate of this file, or add it")
         with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
             loss, ce, kl = mol_loss(model, self.base, inputs, **self.options)
         if model.training:
-            if not (self.base or self.state.global_step) and (
-                    "adapters" in unwrapped(model).tried_by_mol[1]):
+            if "adapters" in unwrapped(model).changed_by and not (
+                    self.base or self.state.global_step or STORED[0] in inputs):
                 raise ValueError("the adapters already change the model: continue with "
                                  "train(resume_from_checkpoint=...), or give the base as base=")
             has_target = (mask_positions_targets(inputs)[2] != PADDING).any(dim=1)  # (B,)
-            if not has_target.any():
-                logger.warning_once("a batch has no target, only padding or labels of -100")
-            domain = (has_target & inputs["is_domain"].bool()).sum()
-            self.sums += torch.stack([ce * len(has_target), kl * len(has_target), domain,
-                                      has_target.sum() - domain]).detach()
+            domain, B = (has_target & inputs["is_domain"].bool()).sum(), len(has_target)
+            self.sums += torch.stack([ce * B, kl * B, domain, has_target.sum() - domain]).detach()
+        elif self.args.world_size > 1 and self.accelerator.gradient_state.remainder > 0:
+            logger.warning_once("an evaluation set does not divide into full batches of all "
+                                "processes: its losses count some rows twice")
         return (loss, {"ce": ce, "kl": kl}) if return_outputs else loss
 
     def log(self, logs, *more):
         """Add the mean CE of the domain rows and the mean KL of the general rows, with targets."""
         if "loss" in logs:
             ce, kl, domain, general = self.accelerator.reduce(self.sums).tolist()
-            means = {"ce": (ce, domain), "kl": (kl, general)}
-            logs |= {name: sum / count for name, (sum, count) in means.items() if count}
-        if "loss" in logs or "train_loss" in logs:
             self.sums.zero_()
+            logs |= {name: part / count for name, part, count in (
+                ("ce", ce, domain), ("kl", kl, general)) if count}
         super().log(logs, *more)
-
-    def get_eval_dataloader(self, *arguments):
-        loader = super().get_eval_dataloader(*arguments)
-        if self.args.world_size > 1 and (
-                len(loader.dataset) % (self.args.world_size * self.args.eval_batch_size)):
-            logger.warning_once("the evaluation set does not divide into full batches of all "
-                                "processes: its losses count some rows twice")
-        return loader
