@@ -63,8 +63,8 @@ SEARCHES = {  # the best value of each comes first
     "domain_kl": over("domain_kl", "strength", (0.1, 0.03, 0.3, 1.0)),
     "masked_kl": over("masked_kl", "strength", (1.0, 0.1, 0.3, 3.0)),
     "asft": {f"{kl} {strength:g}": Run("asft", {"kl": kl, "strength": strength})
-             for kl in ("reverse", "forward") for strength in (0.03, 0.3)},
-    "disc": {f"lr {lr:g}": Run("disc", {"kl": "forward", "lr": lr}) for lr in RATES},
+             for kl in ("forward", "reverse") for strength in (0.3, 0.03)},
+    "disc": over("disc", "lr", (7e-4, 3e-3, 6e-3, 1.5e-3), kl="forward"),
     "l2sp": over("l2sp", "strength", (0.03, 0.003, 0.01, 0.1)),
     "ewc": over("ewc", "strength", (1000.0, 100.0, 300.0, 3000.0)),
     "ewc, 1,000 steps": over("ewc", "strength", (1000.0, 300.0, 3000.0, 10_000.0), steps=1000,
@@ -74,7 +74,7 @@ BEST = {name: next(iter(values)) for name, values in SEARCHES.items()}
 RUNS = {f"{name}, {value}": SEARCHES[name][value] for name, value in BEST.items()}
 RUNS |= {"mol, forward KL": Run("mol", {"kl": "forward"}),
          "mol, mean of both KL": Run("mol", {"kl": "mean"}),
-         **{f"mol, {k} stored tokens": Run(f"stored {k}") for k in (8, 64)}}
+         **{f"mol, {k} stored tokens": Run(f"stored {k}") for k in (64, 8)}}
 SEARCH = {f"search: {name}, {value}": run._replace(seeds=3)
           for name, values in SEARCHES.items() for value, run in values.items()}
 

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from losses import PADDING, checked, cross_entropy, kl_divergence, log_probs
+from losses import PADDING, checked, log_probs
 
 
 def completed(log_p, tokens, log_q):
@@ -33,7 +33,7 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
     hidden (B, T, C) is the input of the model's head, and head (V, C) its weight; if head is None,
     hidden is the logits. base_hidden (G, T, C') and base_head (V, C') are the same of the base.
     stored, in place of both, has tokens and log_q of completed, (G, T, k) each. The logits of chunk
-    tokens are in memory at a time: as a default 64, or 4 million logits if that is more.
+    tokens are in memory at a time: as a default 64, or 8 million logits if that is more.
 
     Returns three scalars in nats per token. Only the loss has a gradient, by hidden and head. All
     is in float32 or higher, also under autocast. Raises ValueError if the shapes do not fit.
@@ -62,19 +62,18 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
             base_logits = (
                 completed(log_probs(logits), *(x.flatten(0, 1)[in_base] for x in stored)) if stored
                 else logits_of(base_hidden, in_base, base_weight) if len(at) else logits)
-        with torch.set_grad_enabled(learns):
-            logits.requires_grad_()
-            nats = (kl_divergence(logits, base_logits, direction) if is_kl else
-                    cross_entropy(logits[None], targets.flatten()[at][None])[0])
+        nats, by_logits = (kl_and_gradient(logits, base_logits, direction) if is_kl else
+                           ce_and_gradient(logits, targets.flatten()[at]))
         if learns and (strength or not is_kl):  # no 0 * inf
-            by_logits, = torch.autograd.grad(nats, logits, shares[at] * (strength if is_kl else 1))
-            by_hidden.flatten(0, 1)[at] = by_logits if weight is None else by_logits @ weight
+            weights = (shares[at] * (strength if is_kl else 1))[:, None]
+            by_hidden.flatten(0, 1)[at] = weights * (
+                by_logits if weight is None else by_logits @ weight)
             if by_head is not None:
-                by_head.addmm_(by_logits.T, hidden.flatten(0, 1)[at].to(dtype))
-        return nats.detach() @ shares[at]
+                by_head.addmm_(by_logits.T, weights * hidden.flatten(0, 1)[at].to(dtype))
+        return nats @ shares[at]
 
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        size = chunk or max(2**22 // (hidden.shape[-1] if head is None else len(head)), 64)
+        size = chunk or max(2**23 // (hidden.shape[-1] if head is None else len(head)), 64)
         ce, kl = (sum(part(at, is_kl) for at in (is_token & (is_general == is_kl)[:, None])
                       .flatten().nonzero()[:, 0].split(size)) for is_kl in (False, True))
         loss = ce + (strength * kl if strength else 0.0)
@@ -94,3 +93,30 @@ class Known(torch.autograd.Function):
     def backward(ctx, by_loss):
         gradients, ctx.gradients = ctx.gradients, None  # scaled where they are, so only once
         return None, *(x if x is None else x.mul_(by_loss) for x in gradients), None, None
+
+
+# The losses of logits (n, V) and their gradients with respect to the logits, by the formulas of
+# losses.py -> nats (n,), (n, V). Constants that are added to all logits of a token cancel out.
+
+def ce_and_gradient(logits, targets):
+    p, log_sum = softmax(logits)
+    found = logits.gather(1, targets[:, None])  # (n, 1)
+    return log_sum - found[:, 0], p.scatter_add_(1, targets[:, None], -torch.ones_like(found))
+
+
+def kl_and_gradient(logits, base_logits, direction):
+    if direction == "mean":
+        both = (kl_and_gradient(logits, base_logits, one) for one in ("reverse", "forward"))
+        return [(reverse + forward) / 2 for reverse, forward in zip(*both)]
+    (p, log_sum), (q, base_log_sum) = softmax(logits), softmax(base_logits)
+    if direction == "forward":
+        return torch.linalg.vecdot(q, base_logits - logits) + log_sum - base_log_sum, p.sub_(q)
+    difference = logits - base_logits
+    mean = torch.linalg.vecdot(p, difference)
+    return mean + base_log_sum - log_sum, p.mul_(difference.sub_(mean[:, None]))
+
+
+def softmax(logits):
+    """-> p (n, V), and the logarithm of the sum of the exponentials (n,)."""
+    p = logits.softmax(dim=1)
+    return p, logits.amax(dim=1) - p.amax(dim=1).log()
