@@ -109,6 +109,8 @@ def kl_and_gradient(logits, base_logits, direction):
         both = (kl_and_gradient(logits, base_logits, one) for one in ("reverse", "forward"))
         return [(reverse + forward) / 2 for reverse, forward in zip(*both)]
     (p, log_sum), (q, base_log_sum) = softmax(logits), softmax(base_logits)
+    if direction not in ("forward", "reverse"):
+        raise ValueError(f"direction is {direction!r}; use 'reverse', 'forward' or 'mean'")
     if direction == "forward":
         return torch.linalg.vecdot(q, base_logits - logits) + log_sum - base_log_sum, p.sub_(q)
     difference = logits - base_logits
