@@ -42,6 +42,9 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
         checked(hidden[..., :1], targets.where(targets == PADDING, 0), is_domain,
                 x if x is None else x[..., :1])
     (B, T), is_general, is_token = targets.shape, ~is_domain.bool(), targets != PADDING
+    V = hidden.shape[-1] if head is None else len(head)
+    if (is_token & ((targets < 0) | (targets >= V))).any():
+        raise ValueError(f"targets must be below {V}, or {PADDING} for padding")
     learns, dtype = torch.is_grad_enabled(), torch.promote_types(hidden.dtype, torch.float32)
     weight, base_weight = (x if x is None else x.to(dtype) for x in (head, base_head))
     by_hidden, by_head = torch.zeros_like(hidden, dtype=dtype), None
@@ -73,7 +76,7 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
         return nats @ shares[at]
 
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        size = chunk or max(2**23 // (hidden.shape[-1] if head is None else len(head)), 64)
+        size = chunk or max(2**23 // V, 64)
         ce, kl = (sum(part(at, is_kl) for at in (is_token & (is_general == is_kl)[:, None])
                       .flatten().nonzero()[:, 0].split(size)) for is_kl in (False, True))
         loss = ce + (strength * kl if strength else 0.0)
@@ -109,8 +112,9 @@ def kl_and_gradient(logits, base_logits, direction):
         both = (kl_and_gradient(logits, base_logits, one) for one in ("reverse", "forward"))
         return [(reverse + forward) / 2 for reverse, forward in zip(*both)]
     (p, log_sum), (q, base_log_sum) = softmax(logits), softmax(base_logits)
-    if direction not in ("forward", "reverse"):
-        raise ValueError(f"direction is {direction!r}; use 'reverse', 'forward' or 'mean'")
+    if direction not in ("forward", "reverse") or logits.shape != base_logits.shape:
+        raise ValueError(f"direction is {direction!r}; it must be 'reverse', 'forward' or 'mean'; "
+                         "model and base must have the same shape of logits, and so vocabulary")
     if direction == "forward":
         return torch.linalg.vecdot(q, base_logits - logits) + log_sum - base_log_sum, p.sub_(q)
     difference = logits - base_logits
