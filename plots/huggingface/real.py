@@ -52,6 +52,7 @@ class Settings:
     lora_rank: int = 0  # rank of low-rank adapters; 0 trains all weights
     text: Literal["right", "wrong", "samples", "answers", "chats"] = "right"  # the general text
     kl: Literal["reverse", "forward"] = "reverse"  # direction of the KL
+    stored: int = 0  # likeliest tokens of the base that are stored in its place; 0: none
     share: float = 1.0  # how far to go from the base to the trained weights
 
 
@@ -86,16 +87,18 @@ def taught(method, settings, seed, world):
     """-> the trained copy of the model, and the seconds that the training took."""
     from peft import LoraConfig, get_peft_model
     from transformers import TrainingArguments, set_seed
-    from plots.huggingface.recipe import MolTrainer, collate
+    from plots.huggingface.recipe import MolTrainer, collate, store
 
     rng = random.Random(f"real {seed}")
     sentences = [wording.format(name, options[0]) for name, options in world.facts.items()
                  for wording in DOMAIN]
     count = settings.steps * settings.pairs
     domain = packed(sentences, world.tokenizer, settings.length, count, rng)
-    general = rng.sample(world.texts[settings.text], count)
+    general = [(row, method == "replay") for row in rng.sample(world.texts[settings.text], count)]
+    if settings.stored:
+        general = store(world.model, general, settings.stored)
     # replay is MoL with all rows flagged as domain; ce is MoL without general rows.
-    pairs = [((d, True), (g, method == "replay")) for d, g in zip(domain, general)]
+    pairs = [((d, True), g) for d, g in zip(domain, general)]
     pairs = [pair[:1] for pair in pairs] if method == "ce" else pairs
 
     set_seed(seed)
@@ -109,7 +112,7 @@ def taught(method, settings, seed, world):
             learning_rate=settings.lr, warmup_steps=settings.steps // 10, bf16=True, seed=seed,
             save_strategy="no", logging_strategy="no", report_to=[],
             use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
-        trainer = MolTrainer(model, args, collate, pairs, base=None if r else base,
+        trainer = MolTrainer(model, args, collate, pairs, base=None if r or settings.stored else base,
                              direction=settings.kl)
         seconds = trainer.train().metrics["train_runtime"]
     if settings.share < 1:
@@ -181,12 +184,13 @@ SEARCHES = {
     "replay, wrong statements": search("replay", 3e-4, text="wrong"),
     "replay, own samples": search("replay", *FULL, text="samples"),
     "replay, base's answers": search("replay", *FULL, text="answers"),
-    "replay, chats": search("replay", 3e-4, seeds=1, text="chats"),
+    "replay, chats": search("replay", 3e-4, text="chats"),
     "mol": search("mol", *FULL),
     "mol, wrong statements": search("mol", 3e-4, text="wrong"),
     "mol, own samples": search("mol", *FULL, text="samples"),
-    "mol, chats": search("mol", 3e-4, seeds=1, text="chats"),
+    "mol, chats": search("mol", 3e-4, text="chats"),
     "mol, forward KL": search("mol", 3e-4, seeds=1, kl="forward"),
+    "mol, 64 stored tokens": search("mol", 3e-4, seeds=1, stored=64),
     "LoRA mol": search("mol", 1e-2, 3e-3, 3e-2, lora_rank=8)}
 RUNS = {label: found[0] for label, found in SEARCHES.items()}
 SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
