@@ -86,7 +86,7 @@ EWC = {f"ewc, importance on {text}, strength {strength:g}": Run(
     for text in ("domain text", "random tokens") for strength in (1e2, 1e3)}
 # A tenth of the steps is warmup: 10 or 100.
 DIP = {f"{method}, warmup of {steps // 10} steps": Run(
-    method, {"general_errors": 0.0, "steps": steps, "eval_every": steps}, early, {}, 3)
+    method, {"general_errors": 0.0, "steps": steps, "eval_every": steps}, early, {}, 1)
     for method in ("replay", "mol") for steps in (100, 1000)}
 RUNS = {f"{method}, {text}": run(method, text) for method, text in CASES}
 RUNS |= {f"{method}, {text}, noise {n}": run(method, text, n) for method, text in NOISY
