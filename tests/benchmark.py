@@ -26,7 +26,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
 
@@ -93,9 +93,6 @@ def large_vocabulary(which, vocab_size, count):
     def ours():
         return mixture_from_hidden(hidden, head, targets, is_domain, of_base, base_head)[0]
 
-    def before():
-        return old.mixture_from_hidden(hidden, head, targets, is_domain, of_base, base_head)[0]
-
     def full_logits():
         return losses.mixture_of_losses(hidden @ head.T, targets, is_domain,
                                         of_base @ base_head.T)[0]
@@ -111,16 +108,10 @@ def large_vocabulary(which, vocab_size, count):
         return torch.nn.functional.linear_cross_entropy(
             hidden.flatten(0, 1), head, targets.flatten(), options=LinearCrossEntropyOptions())
 
-    if function == "before":  # as it was, from the history of this repository
-        old = ModuleType("old")
-        exec(subprocess.run(["git", "show", f"{BEFORE}:losses.py"], cwd=Path(__file__).parent,
-                            capture_output=True, text=True, check=True).stdout, vars(old))
-    return {"here": ours, "before": before, "full logits": full_logits, "TRL": trl,
-            "torch": torchs}[function]
+    return {"here": ours, "full logits": full_logits, "TRL": trl, "torch": torchs}[function]
 
 
-BEFORE = "5541baf"  # the last commit that computed the logits again in the backward pass
-LARGE = [("MoL", 4096, vocab_size, ("full logits", "before", "here"))
+LARGE = [("MoL", 4096, vocab_size, ("full logits", "here"))
          for vocab_size in (50_257, 128_256)]
 LARGE += [("KL", 2048, 49_152, ("TRL", "here")), ("CE", 4096, 50_257, ("torch", "here"))]
 
