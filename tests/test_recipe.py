@@ -499,6 +499,15 @@ def test_evaluation_has_the_same_loss_for_each_set(tmp_path):
     assert ce + kl == pytest.approx(by_hand(model, base, collate(pairs[:1])).item(), rel=1e-5)
 
 
+def test_evaluation_that_counts_rows_twice_is_warned_about(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    the_trainer = trainer(tmp_path, llama(), base=llama(1), per_device_eval_batch_size=2)
+    the_trainer.evaluate(pairs_of_rows(4))
+    assert "twice" not in caplog.text
+    the_trainer.evaluate(pairs_of_rows(3))
+    assert "twice" in caplog.text
+
+
 def test_the_log_has_the_means_of_both_losses(tmp_path):
     """Per row of each kind that has targets, over all steps since the last log."""
     pairs = pairs_of_rows(8)
@@ -559,7 +568,7 @@ def test_what_would_make_the_loss_wrong_is_refused_at_once(made, more, told, tmp
 
 
 @pytest.mark.parametrize("base, told", [
-    (None, "MoL needs base=copy.deepcopy"), (lambda: tiny("GPT2", vocab_size=60), "have the same shape")])
+    (None, "MoL needs base="), (lambda: tiny("GPT2", vocab_size=60), "have the same shape")])
 def test_what_the_first_batch_refuses(base, told, tmp_path):
     with pytest.raises(ValueError, match=told):
         trainer(tmp_path, llama(), base=base and base()).train()

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from transformers import AutoModelForCausalLM, TrainingArguments  # noqa: E402
 
-from plots.huggingface.recipe import MolTrainer, collate, mol_loss, unwrapped  # noqa: E402
+from plots.huggingface.recipe import MolTrainer, collate, mol_loss  # noqa: E402
 from test_recipe import llama, pairs_of_rows  # noqa: E402
 
 FSDP = {"fsdp": True, "fsdp_config": {
@@ -94,7 +94,7 @@ def with_a_loop_of_its_own(model, base, how, out):
     """As in a training loop without Trainer and accelerate."""
     rank = torch.distributed.get_rank()
     for some in (model, base) if base else (model,):
-        for layer in (*unwrapped(some, adapters=False).model.layers, some):
+        for layer in (*getattr(some, "get_base_model", lambda: some)().model.layers, some):
             fully_shard(layer)
     if "checkpointing" in how:
         model.gradient_checkpointing_enable()

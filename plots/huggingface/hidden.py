@@ -95,7 +95,9 @@ class Known(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, by_loss):
         gradients, ctx.gradients = ctx.gradients, None  # scaled where they are, so only once
-        return None, *(x if x is None else x.mul_(by_loss) for x in gradients), None, None
+        # Views, or autograd would copy them into .grad.
+        scaled = [x if x is None else x.mul_(by_loss).view(x.shape) for x in gradients]
+        return None, *scaled, None, None
 
 
 # The losses of logits (n, V) and their gradients with respect to the logits, by the formulas of
