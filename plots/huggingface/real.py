@@ -112,8 +112,8 @@ def taught(method, settings, seed, world):
             learning_rate=settings.lr, warmup_steps=settings.steps // 10, bf16=True, seed=seed,
             save_strategy="no", logging_strategy="no", report_to=[],
             use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False)
-        trainer = MolTrainer(model, args, collate, pairs, base=None if r or settings.stored else base,
-                             direction=settings.kl)
+        trainer = MolTrainer(model, args, collate, pairs, direction=settings.kl,
+                             base=None if r or settings.stored else base)
         seconds = trainer.train().metrics["train_runtime"]
     if settings.share < 1:
         with torch.no_grad():
