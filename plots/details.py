@@ -160,7 +160,7 @@ def draw(results, picture, note):
         panel.annotate(text, place, offset, textcoords="offset points", fontweight="bold")
     panel.set(xscale="log", xlabel="KL to the base on held-out general text, nats per token",
               ylabel="general skills: exact answers, %")
-    style.save(figure, picture, "The lower the KL, the more is kept, with exceptions in both directions",
+    style.save(figure, picture, "The lower the KL, the more is kept, with exceptions both ways",
                "a point: all seeds of a setting that learnt the domain; green: mol, blue: replay")
 
 

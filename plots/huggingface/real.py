@@ -94,7 +94,8 @@ def taught(method, settings, seed, world):
                  for wording in DOMAIN]
     count = settings.steps * settings.pairs
     domain = packed(sentences, world.tokenizer, settings.length, count, rng)
-    general = [(row, method == "replay") for row in rng.sample(world.texts[settings.text], count)]
+    general = [{"input_ids": row, "is_domain": method == "replay"}
+               for row in rng.sample(world.texts[settings.text], count)]
     if settings.stored:
         general = store(world.model, general, settings.stored)
     # replay is MoL with all rows flagged as domain; ce is MoL without general rows.
