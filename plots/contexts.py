@@ -91,8 +91,8 @@ def draw(results, picture, note):
         panel.set(title=f"{share:.0%} domain documents", xlabel="domain: exact answers, %")
     axes[0].set_ylabel("general skills, %")
     axes[0].legend(loc="lower left", fontsize=10)
-    style.save(figure, picture, "If 25% of the general text is domain text, mol at strength 1 does "
-               "not learn it", "a mark per seed")
+    style.save(figure, picture, "If 25% of the general text is domain text, reverse KL at strength "
+               "1 does not learn it", "a mark per seed; replay learns all")
 
 
 if __name__ == "__main__":

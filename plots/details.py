@@ -77,6 +77,10 @@ def early(method, settings, seed, world, base):
     return rows
 
 
+def label(method, text):
+    return method if method == "ce" else f"{method}, {text}"
+
+
 def run(method, text, noise=0):
     how = {"noise": noise} if noise else {}
     return Run(method, {**TEXTS[text], "eval_every": 250}, in_detail, how, 1 if noise else 5)
@@ -89,9 +93,8 @@ EWC = {f"ewc, importance on {text}, strength {strength:g}": Run(
 DIP = {f"{method}, warmup of {steps // 10} steps": Run(
     method, {"general_errors": 0.0, "steps": steps, "eval_every": steps}, early, {}, 1)
     for method in ("replay", "mol") for steps in (100, 1000)}
-RUNS = {f"{method}, {text}": run(method, text) for method, text in CASES}
-RUNS |= {f"{method}, {text}, noise {n}": run(method, text, n) for method, text in NOISY
-         for n in range(1, NOISES)} | EWC | DIP
+RUNS = {label(*case): run(*case) for case in CASES}
+RUNS |= {f"{label(*case)}, noise {n}": run(*case, n) for case in NOISY for n in range(1, NOISES)} | EWC | DIP
 
 
 # --- the tables ----------------------------------------------------------------------------------
@@ -121,19 +124,19 @@ def against_kl(lines, least=90):
 
 
 def tell(results):
-    lines = {f"{method}, {text}": results(run(method, text)) for method, text in CASES}
+    lines = {label(*case): results(run(*case)) for case in CASES}
     noise = [["standard deviation, seed 0", *VALUES]]
     items = [["questions of 430", "lost", "gained"]]
-    for method, text in NOISY:
-        seeds = [results(run(method, text, n))[0] for n in range(NOISES)]
-        noise.append([f"{method}, {text}", *(f"{stdev(ends(seeds, value)):.{digits}f}"
+    for case in NOISY:
+        seeds = [results(run(*case, n))[0] for n in range(NOISES)]
+        noise.append([label(*case), *(f"{stdev(ends(seeds, value)):.{digits}f}"
                                              for value, digits in VALUES.values())])
-    for label, seeds in lines.items():
-        items.append([label, *(cell([changed(rows, *pair) for rows in seeds], 1)
+    for name, seeds in lines.items():
+        items.append([name, *(cell([changed(rows, *pair) for rows in seeds], 1)
                                for pair in ("10", "01"))])
-    others = {label: results(run) for label, run in EWC.items()}
-    dip = {label: {4 * i: [rows[:i + 1] for rows in results(run)] for i in range(16)}
-           for label, run in DIP.items()}
+    others = {name: results(run) for name, run in EWC.items()}
+    dip = {name: {4 * i: [rows[:i + 1] for rows in results(run)] for i in range(16)}
+           for name, run in DIP.items()}
     return "\n\n".join([table("method", lines, VALUES), markdown(noise), markdown(items),
                         sweep_tables("steps", dip, columns={"general skills, %": (kept, 0)}),
                         table("one setting changed", others), "rank correlation of KL and skills: "

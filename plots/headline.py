@@ -20,7 +20,7 @@ def curve(method, text):
 
 
 CURVES = {(text, method): curve(method, text) for text in TEXTS for method in METHODS}
-ENDS = {f"{method}, {text}": details.run(method, text) for method, text in details.CASES}
+ENDS = {details.label(*case): details.run(*case) for case in details.CASES}
 ENDS |= {f"{method}, other words": wordings.run(method, "other beginnings")
          for method in ("replay", "mol")}
 RUNS = ENDS | {f"{method}, {text}, curve": run for (text, method), run in CURVES.items()}
@@ -29,7 +29,7 @@ HELDOUT = {"domain, held-out wordings, %": (skill("held-out wordings"), 0)}
 
 def tell(results):
     """All measures, then each skill."""
-    base = {"base": [rows[:1] for rows in results(ENDS["ce, 70% wrong"])]}
+    base = {"base": [rows[:1] for rows in results(ENDS["ce"])]}
     lines = base | {label: results(run) for label, run in ENDS.items()}
     skills = {title: (skill(name), 0) for name, title in SKILLS.items()}
     return table("method", lines, SUMMARY | HELDOUT) + "\n\n" + table("method", lines, skills)

@@ -99,7 +99,7 @@ def minus(run, other, what=kept):
 
 
 CE, RIGHT_REPLAY, RIGHT_MOL, WRONG_MOL = (headline.ENDS[label] for label in (
-    "ce, 70% wrong", "replay, right answers", "mol, right answers", "mol, 70% wrong"))
+    "ce", "replay, right answers", "mol, right answers", "mol, 70% wrong"))
 MOL, FORWARD, ANSWERS = (rivals.RUNS[label] for label in (
     "mol, strength 1", "mol, forward KL", "replay, base's answers, lr 0.003"))
 OTHER = {way: wordings.run(way, "other beginnings") for way in wordings.WAYS}
