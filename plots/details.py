@@ -94,7 +94,8 @@ DIP = {f"{method}, warmup of {steps // 10} steps": Run(
     method, {"general_errors": 0.0, "steps": steps, "eval_every": steps}, early, {}, 1)
     for method in ("replay", "mol") for steps in (100, 1000)}
 RUNS = {label(*case): run(*case) for case in CASES}
-RUNS |= {f"{label(*case)}, noise {n}": run(*case, n) for case in NOISY for n in range(1, NOISES)} | EWC | DIP
+RUNS |= EWC | DIP | {f"{label(*case)}, noise {n}": run(*case, n)
+                     for case in NOISY for n in range(1, NOISES)}
 
 
 # --- the tables ----------------------------------------------------------------------------------
