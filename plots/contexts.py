@@ -70,14 +70,14 @@ def tell(results):
 
     columns = {"on the base's path": (of("on_path", 100), 0), "think sums": (skill("think"), 0),
                "last number": (of("final", 100), 0), "other format": (skill("other format"), 0)}
-    skills = {"capitals named": (skill("named"), 0), "capitals not named": (skill("not named"), 0),
+    skills = {"capitals named": (skill("named"), 0), "capitals not named, %": (skill("not named"), 0),
               "no-think sums": (skill("no_think"), 0), "think sums": (skill("think"), 0)}
     return "\n\n".join([
         table("general text", {label: results(run) for label, run in OF_TEXT.items()},
               columns | SUMMARY),
         sweep_tables("share of items", found(ITEMS), "{:.0%}".format, skills),
         sweep_tables("domain documents", found(DOMAIN), "{:.0%}".format,
-                     {"domain": (learnt, 0), "general skills": (kept, 0)})])
+                     {"domain, %": (learnt, 0), "general skills, %": (kept, 0)})])
 
 
 def draw(results, picture, note):

@@ -146,8 +146,8 @@ def run(method, **how):
     return Run(method, {"general_errors": 0.0}, chain, how)
 
 
-def single(method, **how):
-    return Run(method, {"general_errors": 0.0, "eval_every": 250}, one_domain, how)
+def single(method, seeds=None, **how):
+    return Run(method, {"general_errors": 0.0, "eval_every": 250}, one_domain, how, seeds)
 
 
 KEEP = {"latest": True, "earlier": True}
@@ -162,7 +162,7 @@ EIGHT |= {f"mol to the latest model, {count} documents per earlier domain": run(
     "mol", **KEEP, domains=8, documents=count)._replace(seeds=1) for count in (100, 10, 1)}
 METHODS, DOCUMENTS = ("ce", "replay", "mol"), (100, 500, 2_000)
 NEAR = {method: single(method, name="countries") for method in METHODS}
-FEW = {method: {count: single(method, name="alarms", documents=count) for count in DOCUMENTS}
+FEW = {method: {count: single(method, 1, name="alarms", documents=count) for count in DOCUMENTS}
        for method in METHODS}
 RUNS = FOUR | {f"eight domains, {label}": run for label, run in EIGHT.items()}
 RUNS |= {f"countries, {method}": run for method, run in NEAR.items()}
