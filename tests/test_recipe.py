@@ -609,6 +609,7 @@ def test_stored_rows_need_no_base(tmp_path):
     columns = [row for pair in stored for row in pair]
     trainer(tmp_path, model, columns, max_steps=4, learning_rate=1e-3).train()
     assert mol_loss(model, base, collate(pairs))[0] < before[0]
+    trainer(tmp_path, with_lora(trained=True), columns).train()  # not refused: they have a base
     with pytest.raises(ValueError, match="an item of the dataset"):
         collate([stored[0], pairs[0]])  # the second general row has nothing stored
 
