@@ -153,6 +153,14 @@ def test_stored_tokens_give_the_kl_over_them_and_any_other_token(k, direction):
         assert_same(found(), from_logits(*batch, direction=direction), hidden, head)
 
 
+def test_an_infinite_kl_of_strength_0_is_left_out():
+    hidden, head, _, _, targets = hidden_batch()
+    stored = torch.zeros(2, 5, 1).int(), torch.full((2, 5, 1), -math.inf)
+    loss, ce, kl = mixture_from_hidden(hidden, head, targets, IS_DOMAIN, strength=0, stored=stored)
+    loss.backward()
+    assert loss == ce and kl == math.inf and hidden.grad.isfinite().all()
+
+
 def test_completed_is_a_distribution_also_if_nothing_is_left():
     """Rounded to float16, the known tokens can have more than all of the mass."""
     log_p = torch.randn(3, 7).log_softmax(-1)
@@ -519,6 +527,8 @@ def test_the_log_has_the_means_of_both_losses(tmp_path):
     the_trainer.log(logs := {"loss": 0.0})
     assert not {"ce", "kl"} & {*logs}  # of no rows
     the_trainer.train()
+    the_trainer.log(logs := {"loss": 0.0})
+    assert not {"ce", "kl"} & {*logs}  # the last step had no targets
     logged = next(log for log in the_trainer.state.log_history if "ce" in log)
     model.eval(), base.eval()
     for name, is_domain in (("ce", True), ("kl", False)):
@@ -596,8 +606,10 @@ def test_stored_rows_need_no_base(tmp_path):
     torch.testing.assert_close(before, mol_loss(model, base, collate(pairs)), atol=2e-3, rtol=2e-3)
     kl = [mol_loss(tiny("Gemma2"), None, collate(rows))[2] for rows in (some, stored)]
     assert 0 < kl[0] < kl[1]  # logits computed whole
-    trainer(tmp_path, model, stored, max_steps=4, learning_rate=1e-3).train()
+    columns = [row for pair in stored for row in pair]
+    trainer(tmp_path, model, columns, max_steps=4, learning_rate=1e-3).train()
     assert mol_loss(model, base, collate(pairs))[0] < before[0]
+    trainer(tmp_path, with_lora(trained=True), columns).train()  # not refused: they have a base
     with pytest.raises(ValueError, match="an item of the dataset"):
         collate([stored[0], pairs[0]])  # the second general row has nothing stored
 
