@@ -70,7 +70,8 @@ def tell(results):
 
     columns = {"on the base's path": (of("on_path", 100), 0), "think sums": (skill("think"), 0),
                "last number": (of("final", 100), 0), "other format": (skill("other format"), 0)}
-    skills = {"capitals named": (skill("named"), 0), "capitals not named, %": (skill("not named"), 0),
+    skills = {"capitals named": (skill("named"), 0),
+              "capitals not named, %": (skill("not named"), 0),
               "no-think sums": (skill("no_think"), 0), "think sums": (skill("think"), 0)}
     return "\n\n".join([
         table("general text", {label: results(run) for label, run in OF_TEXT.items()},

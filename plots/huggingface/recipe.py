@@ -160,10 +160,10 @@ def try_once(model, mask):
     """
     model = unwrapped(model)
     if "changed_by" not in vars(model):
-        model.has_plain_head, model.changed_by, of_head = False, [], []
+        model.has_plain_head, model.changed_by = False, []
         head, vocab_size = model.get_output_embeddings(), model.config.get_text_config().vocab_size
         row = torch.linspace(1, vocab_size - 1, 8, device=model.device).long()[None]
-        with asleep(model), head.register_forward_hook(lambda *given: of_head.append(given[2])):
+        with asleep(model):
             alone = model(input_ids=row, use_cache=False).logits.float()
         for what, left in (("padding", 3), ("adapters", 0)):
             tokens, places = F.pad(row, (left, 0), value=1), torch.arange(-left, 8)[None].to(row)
@@ -173,8 +173,12 @@ def try_once(model, mask):
             spread = (alone - alone.mean(dim=2, keepdim=True)).norm()
             if (logits - alone[:, :-1]).norm() > 0.02 * spread:
                 model.changed_by.append(what)
+        # The model gets large outputs in place of those of its head. Does it return them as such?
+        given = torch.linspace(-100, 100, vocab_size, device=row.device).bfloat16().to(model.dtype)
+        with asleep(model), head.register_forward_hook(lambda _, x, out: given.expand_as(out)):
+            found = model(input_ids=row, use_cache=False).logits
         model.has_plain_head = (type(head) is torch.nn.Linear and head.bias is None
-                                and alone.equal(of_head[0].float()))
+                                and found.float().equal(given.float().expand_as(found)))
     if "padding" in model.changed_by and not mask[:, 0].all():
         raise ValueError(f"{model.config.model_type} does not ignore padding on the left: pad on "
                          "the right")
@@ -240,6 +244,8 @@ class MolTrainer(Trainer):
             logger.warning("Trained weights in 16 bits lose small updates: use dtype=torch.float32")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "is_domain" not in inputs:
+            raise ValueError("a batch has no is_domain: use the collate of this file, or add it")
         with self.accelerator.autocast():  # Trainer's own does not cover the base and the head
             loss, ce, kl = mol_loss(model, self.base, inputs, **self.options)
         if model.training:
@@ -248,6 +254,8 @@ class MolTrainer(Trainer):
                 raise ValueError("the adapters already change the model: continue with "
                                  "train(resume_from_checkpoint=...), or give the base as base=")
             has_target = (mask_positions_targets(inputs)[2] != PADDING).any(dim=1)  # (B,)
+            if not has_target.any():
+                logger.warning_once("a batch has no target, only padding or labels of -100")
             domain, B = (has_target & inputs["is_domain"].bool()).sum(), len(has_target)
             self.sums += torch.stack([ce * B, kl * B, domain, has_target.sum() - domain]).detach()
         elif self.args.world_size > 1 and self.accelerator.gradient_state.remainder > 0:
