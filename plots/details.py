@@ -118,10 +118,11 @@ def against_kl(lines, least=90):
         row, settings = line["rows"][-1], line["settings"] | {"eval_every": 0}
         if (settings.get("base_steps"), settings.get("n_embd")) != (1000, 128):
             continue  # another base, or a real model
-        if "domain" in row["accuracy"] and learnt(row) >= least:
+        if "domain" in row["accuracy"]:
             key = line["method"], str(line["how"]), str(settings)
-            points.setdefault(key, []).append((kl(row), kept(row)))
-    return [(key[0], *map(mean, zip(*seeds))) for key, seeds in points.items()]
+            points.setdefault(key, {})[line["seed"]] = kl(row), kept(row), learnt(row)
+    points = [(key[0], *map(mean, zip(*seeds.values()))) for key, seeds in points.items()]
+    return [point[:3] for point in points if point[3] >= least]
 
 
 def tell(results):

@@ -35,7 +35,7 @@ def likely_tokens(model, base, batch, settings):
 
 
 def answers_only(model, base, batch, settings, marks):
-    """Replay without the prompts of the general text, which end in a colon."""
+    """Replay without the prompts, for text whose prompts end in a colon, as in wordings.py."""
     tokens = batch.tokens[~batch.is_domain]  # (G, T)
     places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     line, colon = (places.where(mark[tokens], 0).cummax(dim=1).values for mark in marks)

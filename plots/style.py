@@ -9,6 +9,7 @@ from statistics import mean
 backend = os.environ.pop("MPLBACKEND", None)  # a notebook's may be missing in a program it starts
 import matplotlib  # noqa: E402
 if backend:
+    os.environ["MPLBACKEND"] = backend
     with suppress(ValueError):
         matplotlib.rcParams["backend"] = backend
 from matplotlib.figure import Figure  # noqa: E402

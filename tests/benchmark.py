@@ -176,7 +176,7 @@ def measure_real(label):
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     start = resident("VmRSS")
     real.taught(run.method, settings, 0, world)
-    needs_base = run.method == "mol" and not settings.lora_rank
+    needs_base = run.method == "mol" and not (settings.lora_rank or settings.stored)
     print(resident("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20)
 
 

@@ -456,6 +456,10 @@ def test_methods_on_domain_text_with_a_kl_to_the_base(world, batch):
     assert ce == pytest.approx((nats * (-nats).exp()).mean().item())
     assert kl == pytest.approx(losses.kl_divergence(model(batch.tokens), base(batch.tokens),
                                                     settings.kl).mean().item())
+    weight, by_loss = next(model.parameters()), METHODS["asft"].loss(
+        model, base, batch, replace(settings, strength=0.0))[0]
+    fixed = (nats * (-nats).exp().detach()).mean()
+    assert torch.allclose(*(torch.autograd.grad(x, weight)[0] for x in (by_loss, fixed)), atol=1e-7)
     assert loss == pytest.approx(ce + 2 * kl)
     found = loss_of("disc", world, model, batch)
     expected = losses.kl_divergence(model(batch.tokens[:, half:]), base(batch.tokens)[:, half:])
@@ -495,10 +499,14 @@ def test_of_several_bases_a_row_has_the_one_that_predicts_it_best(world):
 
 def test_a_later_stage_reads_the_earlier_domains_in_equal_parts(world, monkeypatch):
     settings, toy, base = world
-    read = []
+    read, starts = [], []
     monkeypatch.setattr(domains, "continue_pretraining", lambda method, settings, seed, world,
-                        start, test: (read.append(world.general), (base, [test(base)]))[1])
-    domains.chain("mol", settings, 0, toy, base, earlier=True, domains=3, documents=1)
+                        start, test: (read.append(world.general), starts.append(start),
+                                      (copy.deepcopy(base), [test(base)]))[2])
+    for latest, each in ((True, False), (False, True), (False, False)):
+        domains.chain("mol", settings, 0, toy, base, latest, each, True, 3, documents=1)
+    assert starts[0] is base and isinstance(starts[1], GPT)
+    assert [len(start.bases) for start in starts[3:]] == [1, 2, 3, 1, 1, 1]
     general, earlier = read[2].split((len(toy.general), len(read[2]) - len(toy.general)))
     assert torch.equal(read[0], toy.general) and torch.equal(general, toy.general)
     for share, name in zip(earlier.chunk(2), ("alarms", "drugs"), strict=True):

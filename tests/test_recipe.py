@@ -92,11 +92,12 @@ def test_autocast_changes_nothing_and_the_head_may_be_in_bfloat16():
 
 
 def test_logits_exist_once_and_never_whole(monkeypatch):
-    """The losses see a chunk of the tokens that are not padding; nothing is kept for backward."""
+    """The losses see a chunk of the tokens that are not padding. Only gradients are kept."""
     sizes, real = [], hidden_module.softmax
     monkeypatch.setattr(hidden_module, "softmax", lambda x: sizes.append(x.numel()) or real(x))
     loss, *_ = from_hidden(*hidden_batch(), chunk=2)
-    assert max(sizes) == 2 * 7 and sum(sizes) == (3 + 2 * 9) * 7 and not loss.grad_fn.saved_tensors
+    assert max(sizes) == 2 * 7 and sum(sizes) == (3 + 2 * 9) * 7
+    assert [x.shape for x in loss.grad_fn.gradients] == [(4, 5, 6), (7, 6)]
     hidden, targets = torch.zeros(1, 300, 1), torch.zeros(1, 300, dtype=torch.int64)
     for vocab_size, chunk in ((2**16, 128), (2**18, 64)):  # 8 million logits, or 64 tokens
         sizes.clear()
@@ -151,6 +152,24 @@ def test_stored_tokens_give_the_kl_over_them_and_any_other_token(k, direction):
     assert_same(found(), (ce + kl, ce, kl), hidden, head)
     if k > 5:
         assert_same(found(), from_logits(*batch, direction=direction), hidden, head)
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_hidden_states_of_any_layout_and_words_of_no_probability(direction):
+    """A transposed tensor, and a word that neither model, the model or the base can predict."""
+    hidden, head, base_hidden, base_head, targets = hidden_batch()
+    turned = hidden.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    assert_same(from_hidden(turned, head, base_hidden, base_head, targets, chunk=2),
+                from_logits(turned, head, base_hidden, base_head, targets), turned, head)
+    logits, base_logits = torch.randn(2, 4, 5, 7).double()
+    for some in ((logits, base_logits), (logits,), (base_logits,)):
+        for x in some:
+            x[..., 6] = -math.inf
+        batch = logits, base_logits[~IS_DOMAIN], targets.clamp(max=5)
+        found = mixture_from_hidden(batch[0], None, batch[2], IS_DOMAIN, batch[1], None, direction)
+        expected = mixture_of_losses(batch[0], batch[2], IS_DOMAIN, batch[1], direction)
+        assert all(a == pytest.approx(b) for a, b in zip(found, expected))
+        logits[..., 6], base_logits[..., 6] = 0.0, 0.0
 
 
 def test_an_infinite_kl_of_strength_0_is_left_out():

@@ -47,14 +47,13 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
         raise ValueError(f"targets must be below {V}, or {PADDING} for padding")
     learns, dtype = torch.is_grad_enabled(), torch.promote_types(hidden.dtype, torch.float32)
     weight, base_weight = (x if x is None else x.to(dtype) for x in (head, base_head))
-    by_hidden, by_head = torch.zeros_like(hidden, dtype=dtype), None
-    if learns and head is not None and head.requires_grad:
-        by_head = torch.zeros_like(weight)
+    by_hidden, by_head = (torch.zeros_like(x, dtype=dtype) if learns and x is not None
+                          and x.requires_grad else None for x in (hidden, head))
     # The mean is over the tokens of a row, then over the B rows.
     shares = 1 / (is_token.sum(dim=1).clamp(min=1) * B).repeat_interleave(T).to(dtype)  # (B * T,)
 
     def logits_of(hidden, at, weight):
-        hidden = hidden.flatten(0, 1)[at].to(dtype)
+        hidden = hidden[at // T, at % T].to(dtype)
         return hidden if weight is None else hidden @ weight.T
 
     def part(at, is_kl):
@@ -62,17 +61,21 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
         logits = logits_of(hidden, at, weight)  # (n, V)
         if is_kl:
             in_base = (is_general.cumsum(0) - 1)[at // T] * T + at % T
-            base_logits = (
-                completed(log_probs(logits), *(x.flatten(0, 1)[in_base] for x in stored)) if stored
-                else logits_of(base_hidden, in_base, base_weight) if len(at) else logits)
+            if stored:
+                base_logits = completed(log_probs(logits), *(
+                    x[in_base // T, in_base % T] for x in stored))
+            else:
+                base_logits = (logits_of(base_hidden, in_base, base_weight) if len(at) else
+                               logits.clone())
         nats, by_logits = (kl_and_gradient(logits, base_logits, direction) if is_kl else
                            ce_and_gradient(logits, targets.flatten()[at]))
         if learns and (strength or not is_kl):  # no 0 * inf
             weights = (shares[at] * (strength if is_kl else 1))[:, None]
-            by_hidden.flatten(0, 1)[at] = weights * (
-                by_logits if weight is None else by_logits @ weight)
+            if by_hidden is not None:
+                by_hidden[at // T, at % T] = weights * (
+                    by_logits if weight is None else by_logits @ weight)
             if by_head is not None:
-                by_head.addmm_(by_logits.T, weights * hidden.flatten(0, 1)[at].to(dtype))
+                by_head.addmm_(by_logits.T, weights * hidden[at // T, at % T].to(dtype))
         return nats @ shares[at]
 
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -118,13 +121,19 @@ def kl_and_gradient(logits, base_logits, direction):
         raise ValueError(f"direction is {direction!r}; it must be 'reverse', 'forward' or 'mean'; "
                          "model and base must have the same shape of logits, and so vocabulary")
     if direction == "forward":
-        return torch.linalg.vecdot(q, base_logits - logits) + log_sum - base_log_sum, p.sub_(q)
+        return mean_of(base_logits - logits, q) + log_sum - base_log_sum, p.sub_(q)
     difference = logits - base_logits
-    mean = torch.linalg.vecdot(p, difference)
+    mean = mean_of(difference, p)
     return mean + base_log_sum - log_sum, p.mul_(difference.sub_(mean[:, None]))
 
 
+def mean_of(x, p):
+    """The mean of x under p, both (n, V) -> (n,). Where p is 0, x becomes 0 if it is infinite."""
+    mean = torch.linalg.vecdot(p, x)
+    return mean if mean.isfinite().all() else torch.linalg.vecdot(p, x.masked_fill_(p == 0, 0.0))
+
+
 def softmax(logits):
-    """-> p (n, V), and the logarithm of the sum of the exponentials (n,)."""
-    p = logits.softmax(dim=1)
-    return p, logits.amax(dim=1) - p.amax(dim=1).log()
+    """Makes the largest logit 0 -> p (n, V), the logarithm of the sum of exponentials (n,)."""
+    p = logits.sub_(logits.amax(dim=1, keepdim=True)).softmax(dim=1)
+    return p, -p.amax(dim=1).log()

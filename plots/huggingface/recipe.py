@@ -44,8 +44,9 @@ def collate(items):
         for name in ("input_ids", "attention_mask", "labels", *STORED):
             some = [row for row in rows if not (name in STORED and row["is_domain"])]
             if any(name in row for row in some):
-                batch[name] = pad_sequence([torch.as_tensor(row[name]) for row in some], True,
-                                           PADDING if name == "labels" else 0)
+                dtype = None if name in STORED else torch.int64
+                values = [torch.as_tensor(row[name], dtype=dtype) for row in some]
+                batch[name] = pad_sequence(values, True, PADDING if name == "labels" else 0)
         return batch
     except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError("an item of the dataset must be ((tokens, True), (tokens, False)), a row "
@@ -61,7 +62,10 @@ def store(base, rows, k=64):
     with asleep(base):
         for row in rows:
             tokens = torch.as_tensor(row["input_ids"], device=base.device)[None]
-            top = log_probs(base(tokens, use_cache=False).logits[0]).topk(k)
+            if "position_ids" in row or not all(row.get("attention_mask", [1])):
+                raise ValueError("store needs rows of one document, without padding")
+            top = log_probs(base(tokens, use_cache=False).logits[0])
+            top = top.topk(min(k, top.shape[-1]))
             found.append({**row, "base_tokens": top.indices.int().cpu(),
                           "base_log_probs": top.values.half().cpu()})
     return found
@@ -78,7 +82,7 @@ def mol_loss(model, base, batch, direction="reverse", strength=1.0, chunk=None):
     mask, positions, targets = mask_positions_targets(batch)
     rows, G, T = (batch["input_ids"], mask, positions), int(is_general.sum()), targets.shape[1]
     stored = [F.pad(batch[name], (0, 0, 0, T - batch[name].shape[1]))  # or cut to T
-              for name in STORED if name in batch]
+              for name in STORED if name in batch and not base]
     has_base = base or hasattr(unwrapped(model), "disable_adapter")
     if G and not (stored or has_base):
         raise ValueError("MoL needs base=copy.deepcopy(model), adapters of peft, or rows of store")
@@ -146,11 +150,15 @@ def call(model, in_head, tokens, mask, positions):
 def asleep(model, adapters=False):
     """Without gradients, dropout and, if wished, adapters. peft makes frozen ones trainable."""
     was_training, before = model.training, [(p, p.requires_grad) for p in model.parameters()]
-    with torch.no_grad(), model.eval().disable_adapter() if adapters else nullcontext(model.eval()):
-        yield
-    model.train(was_training)
-    for p, requires_grad in before:
-        p.requires_grad_(requires_grad)
+    model.eval()
+    without = model.disable_adapter() if adapters else nullcontext()
+    try:
+        with torch.no_grad(), without:
+            yield
+    finally:
+        model.train(was_training)
+        for p, requires_grad in before:
+            p.requires_grad_(requires_grad)
 
 
 def try_once(model, mask):
@@ -250,7 +258,8 @@ class MolTrainer(Trainer):
             loss, ce, kl = mol_loss(model, self.base, inputs, **self.options)
         if model.training:
             if "adapters" in unwrapped(model).changed_by and not (
-                    self.base or self.state.global_step or STORED[0] in inputs):
+                    self.base or self.state.global_step or STORED[0] in inputs
+                    or inputs["is_domain"].all()):
                 raise ValueError("the adapters already change the model: continue with "
                                  "train(resume_from_checkpoint=...), or give the base as base=")
             has_target = (mask_positions_targets(inputs)[2] != PADDING).any(dim=1)  # (B,)
