@@ -124,24 +124,22 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
 def test_stored_tokens_give_the_kl_over_them_and_any_other_token(k, direction):
     """With all tokens, or all but one, of the vocabulary it is the whole KL."""
     hidden, head, base_hidden, base_head, targets = batch = hidden_batch()
-    log_q, tokens = (base_hidden[~IS_DOMAIN] @ base_head.T).log_softmax(-1).topk(k)
+    logits, base_logits = hidden @ head.T, base_hidden @ base_head.T
+    log_q, tokens = base_logits.log_softmax(-1).topk(k)
 
-    def found():
-        return mixture_from_hidden(hidden, head, targets, IS_DOMAIN, direction=direction, chunk=2,
-                                   stored=(tokens, log_q))
-
-    def outcomes(log_p):
-        """The known tokens, and any other token if there is one."""
-        known = log_p.gather(-1, tokens)
+    def outcomes(logits):
+        """The log-probabilities of the known tokens, and of any other token if there is one."""
+        known = logits.log_softmax(-1).gather(-1, tokens)
         rest = (1 - known.exp().sum(-1, keepdim=True)).log()
         return torch.cat([known, rest][:1 + (k < 7)], dim=-1)
 
-    logits, base_logits = hidden @ head.T, base_hidden[~IS_DOMAIN] @ base_head.T
-    kl = losses.kl_divergence(*(outcomes(x.log_softmax(-1))
-                                for x in (logits[~IS_DOMAIN], base_logits)), direction)
-    is_token = targets[~IS_DOMAIN] != PADDING
-    kl = (kl.where(is_token, 0).sum(1) / is_token.sum(1)).sum() / 4
-    ce = mixture_of_losses(logits, targets, IS_DOMAIN, logits[~IS_DOMAIN].detach())[1]
+    def found():
+        return mixture_from_hidden(hidden, head, targets, IS_DOMAIN, direction=direction, chunk=2,
+                                   stored=(tokens[~IS_DOMAIN], log_q[~IS_DOMAIN]))
+
+    ce = from_logits(*batch)[1]
+    kl = mixture_of_losses(outcomes(logits), targets.clamp(max=0), IS_DOMAIN,
+                           outcomes(base_logits)[~IS_DOMAIN], direction=direction)[2]
     assert_same(found(), (ce + kl, ce, kl), hidden, head)
     if k > 5:
         assert_same(found(), from_logits(*batch, direction=direction), hidden, head)
@@ -588,19 +586,18 @@ def test_bfloat16(tmp_path, caplog):
     assert "Trained weights in 16 bits" in caplog.text
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny random model and its tokenizer, saved by save_pretrained."""
-    folder = tmp_path_factory.mktemp("model")
+def save_bytes_model(folder, dtype=torch.float32, **tokenizer):
+    """Save a tiny random model and its tokenizer, which has a token for each byte."""
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator([""], vocab_size=257, special_tokens=["<end>"], show_progress=False)
-    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<end>"
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<end>", **tokenizer
                             ).save_pretrained(folder)
-    llama(vocab_size=257).save_pretrained(folder)
-    return folder
+    llama(vocab_size=257, eos_token_id=0, num_hidden_layers=1, initializer_range=0.2
+          ).to(dtype).save_pretrained(folder)
 
 
-def test_the_example_trains_merges_and_continues(folder, tmp_path):
+def test_the_example_trains_merges_and_continues(tmp_path):
+    save_bytes_model(folder := tmp_path / "model")
     for name, words in (("domain", 900), ("general", 400), ("little", 9), ("latin", 9)):
         (tmp_path / name).mkdir()
         for file in "ab" if name != "little" else "a":
