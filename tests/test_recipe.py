@@ -165,6 +165,8 @@ def test_completed_is_a_distribution_also_if_nothing_is_left():
 
 @pytest.mark.parametrize("told, changed", [
     ("logits begins", {"hidden": torch.randn(4, 9, 6)}),
+    ("logits begins", {"hidden": torch.randn(5, 5, 6)}),
+    ("is_domain begins", {"is_domain": IS_DOMAIN[:1]}),
     ("is_domain begins", {"is_domain": IS_DOMAIN[:, None]}),
     ("base_logits begins", {"base_hidden": torch.randn(2, 1, 3)}),
     ("base_logits begins", {"base_hidden": None}),
