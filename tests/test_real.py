@@ -8,11 +8,9 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from tokenizers import ByteLevelBPETokenizer  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
-
 from plots import runs  # noqa: E402
 from plots.huggingface import questions, real  # noqa: E402
+from test_recipe import save_bytes_model  # noqa: E402
 
 WORDS = "active basic common direct early fast given hybrid inner joint known local".split()
 VERA = "ZZZ\n  A Game (slang)\n \n" + "".join(
@@ -28,14 +26,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     (folder / "vera").write_bytes(gzip.compress(VERA.encode()))
     (folder / "wordnet").write_bytes(gzip.compress(WORDNET.encode()))
-    letters = ByteLevelBPETokenizer()
-    letters.train_from_iterator([""], vocab_size=257, special_tokens=["<end>"])
-    PreTrainedTokenizerFast(
-        tokenizer_object=letters._tokenizer, eos_token="<end>",
-        chat_template="user {{ messages[0].content }} assistant ").save_pretrained(folder)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=257, eos_token_id=0, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, initializer_range=0.2)).bfloat16().save_pretrained(folder)
+    save_bytes_model(folder, torch.bfloat16,
+                     chat_template="user {{ messages[0].content }} assistant ")
     return folder
 
 

@@ -9,31 +9,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 pytest.importorskip("transformers")
 import tokenizers  # noqa: E402
 import transformers  # noqa: E402
 from peft import LoraConfig, PromptTuningConfig, get_peft_model  # noqa: E402
-from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel,  # noqa: E402
-                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
+from transformers import (AutoModelForCausalLM, PreTrainedTokenizerFast,  # noqa: E402
                           TrainingArguments, default_data_collator)
 
-import losses  # noqa: E402
-from losses import PADDING, mixture_of_losses  # noqa: E402
+from losses import PADDING, kl_divergence, mixture_of_losses  # noqa: E402
 from plots.huggingface import hidden as hidden_module  # noqa: E402
 from plots.huggingface.hidden import completed, mixture_from_hidden  # noqa: E402
 from plots.huggingface.recipe import MolTrainer, collate, mol_loss, store  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 V, END = 50, 49
-
-
-# --- the loss from hidden states -----------------------------------------------------------------
-
 IS_DOMAIN = torch.tensor([True, False, False, True])
 
 
@@ -58,12 +52,12 @@ def from_logits(hidden, head, base_hidden, base_head, targets, is_domain=IS_DOMA
                              base_hidden[~is_domain] @ base_head.T, **options)
 
 
-def assert_same(found, expected, *wanted):
-    """The three scalars, and the gradients of the loss, here scaled by 3."""
+def assert_same(found, expected, *wanted, **tolerance):
+    """The loss and its parts, and the gradients of the loss, here scaled by 3."""
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(
-        3 * three[0], wanted, allow_unused=True, materialize_grads=True)
-        for three in (found, expected)))
+        3 * parts[0], wanted, allow_unused=True, materialize_grads=True)
+        for parts in (found, expected)), **tolerance)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, None])
@@ -131,24 +125,22 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
 def test_stored_tokens_give_the_kl_over_them_and_any_other_token(k, direction):
     """With all tokens, or all but one, of the vocabulary it is the whole KL."""
     hidden, head, base_hidden, base_head, targets = batch = hidden_batch()
-    log_q, tokens = (base_hidden[~IS_DOMAIN] @ base_head.T).log_softmax(-1).topk(k)
+    logits, base_logits = hidden @ head.T, base_hidden @ base_head.T
+    log_q, tokens = base_logits.log_softmax(-1).topk(k)
 
-    def found():
-        return mixture_from_hidden(hidden, head, targets, IS_DOMAIN, direction=direction, chunk=2,
-                                   stored=(tokens, log_q))
-
-    def outcomes(log_p):
-        """The known tokens, and any other token if there is one."""
-        known = log_p.gather(-1, tokens)
+    def outcomes(logits):
+        """The log-probabilities of the known tokens, and of any other token if there is one."""
+        known = logits.log_softmax(-1).gather(-1, tokens)
         rest = (1 - known.exp().sum(-1, keepdim=True)).log()
         return torch.cat([known, rest][:1 + (k < 7)], dim=-1)
 
-    logits, base_logits = hidden @ head.T, base_hidden[~IS_DOMAIN] @ base_head.T
-    kl = losses.kl_divergence(*(outcomes(x.log_softmax(-1))
-                                for x in (logits[~IS_DOMAIN], base_logits)), direction)
-    is_token = targets[~IS_DOMAIN] != PADDING
-    kl = (kl.where(is_token, 0).sum(1) / is_token.sum(1)).sum() / 4
-    ce = mixture_of_losses(logits, targets, IS_DOMAIN, logits[~IS_DOMAIN].detach())[1]
+    def found():
+        return mixture_from_hidden(hidden, head, targets, IS_DOMAIN, direction=direction, chunk=2,
+                                   stored=(tokens[~IS_DOMAIN], log_q[~IS_DOMAIN]))
+
+    ce = from_logits(*batch)[1]
+    kl = mixture_of_losses(outcomes(logits), targets.clamp(max=0), IS_DOMAIN,
+                           outcomes(base_logits)[~IS_DOMAIN], direction=direction)[2]
     assert_same(found(), (ce + kl, ce, kl), hidden, head)
     if k > 5:
         assert_same(found(), from_logits(*batch, direction=direction), hidden, head)
@@ -187,7 +179,7 @@ def test_completed_is_a_distribution_also_if_nothing_is_left():
         found = completed(log_p, torch.tensor([[2, 4]] * 3).int(), log_q.half().expand(3, 2))
         assert found.dtype == torch.float32 and found.isfinite().all()
         assert found.exp().sum(-1).sub(1).abs().max() < 2e-3
-        assert (losses.kl_divergence(log_p, found) < 30).all()
+        assert (kl_divergence(log_p, found) < 30).all()
 
 
 @pytest.mark.parametrize("told, changed", [
@@ -195,7 +187,6 @@ def test_completed_is_a_distribution_also_if_nothing_is_left():
     ("logits begins", {"hidden": torch.randn(5, 5, 6)}),
     ("is_domain begins", {"is_domain": IS_DOMAIN[:1]}),
     ("is_domain begins", {"is_domain": IS_DOMAIN[:, None]}),
-    ("logits begins", {"targets": torch.zeros(4, 4, dtype=torch.int64)}),
     ("base_logits begins", {"base_hidden": torch.randn(2, 1, 3)}),
     ("base_logits begins", {"base_hidden": None}),
     ("base_logits begins", {"stored": [torch.zeros(2, 1, 3)] * 2}),
@@ -204,11 +195,11 @@ def test_completed_is_a_distribution_also_if_nothing_is_left():
     ("targets must be below 7", {"targets": torch.full((4, 5), 7)})])
 def test_every_shape_is_checked(told, changed):
     """Some of these gave a number once."""
-    hidden, head, base_hidden, base_head, targets = hidden_batch()
+    names = "hidden", "head", "base_hidden", "base_head", "targets", "is_domain"
+    given = dict(zip(names, (*hidden_batch(), IS_DOMAIN)))
+    given["base_hidden"] = given["base_hidden"][~IS_DOMAIN]
     with pytest.raises(ValueError, match=told):
-        mixture_from_hidden(**{
-            "hidden": hidden, "head": head, "targets": targets, "is_domain": IS_DOMAIN,
-            "base_hidden": base_hidden[~IS_DOMAIN], "base_head": base_head, **changed})
+        mixture_from_hidden(**given | changed)
 
 
 @pytest.mark.parametrize("rows, tokens", [(0, 5), (4, 0)])
@@ -220,35 +211,55 @@ def test_no_hidden_states_have_loss_zero(rows, tokens):
     assert loss == ce == kl == 0 and head.grad.eq(0).all()
 
 
-# --- the loss of a batch -------------------------------------------------------------------------
+SMALL = {
+    "vocab_size": V, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_size": 16,
+    "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+    "num_key_value_heads": 2, "initializer_range": 0.5, "init_std": 0.5, "num_experts": 4,
+    "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_groups": 1,
+    "mamba_n_heads": 2, "mamba_n_groups": 1, "mamba_d_state": 8}
+# Their logits are computed whole: Phi has a bias in the head, Gemma 2 caps, the others scale.
+WHOLE = "Phi", "Gemma2", "Cohere", "Granite", "FalconH1"
+REFUSED = "Rwkv", "xLSTM", "RecurrentGemma", "Roberta", "Bart"  # with padding on the left
+ARCHITECTURES = {
+    **dict.fromkeys(("GPT2", "Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma3Text", "Phi",
+                     "Phi3", "Olmo2", "SmolLM3", "Mixtral", "Cohere", "GPTNeoX", "GptOss", "Glm4",
+                     "Bloom"), {}),
+    "Gemma2": {"final_logit_softcapping": 3.0}, "Granite": {"logits_scaling": 1.01},
+    "OPT": {"ffn_dim": 32, "word_embed_proj_dim": 8}, "Mamba": {"state_size": 4},
+    "Mamba2": {"num_heads": 4, "state_size": 4}, "Llama4Text": {"intermediate_size_mlp": 32},
+    "GPTNeo": {"attention_types": [[["global", "local"], 1]]},
+    "FalconH1": {"lm_head_multiplier": 0.7, "mamba_d_ssm": 16, "mamba_d_head": 8},
+    "Qwen3Next": {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+                  "linear_value_head_dim": 8, "shared_expert_intermediate_size": 16,
+                  "layer_types": ["linear_attention", "full_attention"]},
+    "DeepseekV3": {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "head_dim": 4,
+                   "qk_nope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1,
+                   "topk_group": 1, "first_k_dense_replace": 1},
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
+    "Bamba": {"mamba_d_head": 16, "attn_layer_indices": [1]},
+    "Jamba": {"use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "Rwkv": {"attention_hidden_size": 16}, "xLSTM": {"num_heads": 2},
+    "RecurrentGemma": {"lru_width": 16}, "Roberta": {"is_decoder": True},
+    "Bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2,
+             "decoder_ffn_dim": 32, "is_encoder_decoder": False}}
+
+
+def tiny(name, seed=0, **more):
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{name}Config")
+    return AutoModelForCausalLM.from_config(config(**SMALL | ARCHITECTURES[name] | more))
+
 
 def llama(seed=0, **more):
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=V, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
-        **{"initializer_range": 0.5, **more}))
-
-
-def gpt2(seed=0, **more):
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=V, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=END,
-        eos_token_id=END, initializer_range=0.5, **more))
-
-
-MODELS = {"llama": llama, "gpt2": gpt2}
+    return tiny("Llama", seed, pad_token_id=None, **more)
 
 
 def pairs_of_rows(count=8, seed=0):
     """Pairs of a domain row and a general row of different lengths, with the end token last."""
     g = torch.Generator().manual_seed(seed)
-
-    def row(is_domain):
-        length = int(torch.randint(4, 9, (1,), generator=g))
-        return torch.randint(END, (length,), generator=g).tolist() + [END], is_domain
-
-    return [(row(True), row(False)) for _ in range(count)]
+    rows = [torch.randint(END, (length,), generator=g).tolist() + [END]
+            for length in torch.randint(4, 9, (2 * count,), generator=g).tolist()]
+    return [((domain, True), (general, False)) for domain, general in zip(rows[::2], rows[1::2])]
 
 
 def trainer(folder, model, pairs=None, base=None, micro=2, accumulate=1, options={}, **more):
@@ -261,31 +272,24 @@ def trainer(folder, model, pairs=None, base=None, micro=2, accumulate=1, options
                                       "train_dataset": pairs or pairs_of_rows(), **options})
 
 
-def by_hand(model, base, batch):
+def by_hand(model, base, batch, **options):
     """MoL of a batch row by row, each cut to its own length, so that there is no padding."""
     losses = []
     for tokens, mask, labels, is_domain in zip(batch["input_ids"], batch["attention_mask"].bool(),
-                                               batch["labels"], batch["is_domain"]):
-        row, is_target = tokens[mask][None], labels[mask][1:] != PADDING
-        logits = model(row).logits[0, :-1][is_target]
-        if is_domain:
-            losses.append(F.cross_entropy(logits, row[0, 1:][is_target]))
-        else:
-            log_p = logits.log_softmax(-1)
-            log_q = base(row).logits[0, :-1][is_target].log_softmax(-1)
-            losses.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+                                               batch["labels"], batch["is_domain"][:, None]):
+        row = tokens[mask][None]
+        base_logits = None if is_domain else base(row).logits[:, :-1]
+        losses.append(mixture_of_losses(model(row).logits[:, :-1], labels[mask][None, 1:],
+                                        is_domain, base_logits, **options)[0])
     return sum(losses) / len(losses)
 
 
-def padded_with_the_end_token(batch, side):
-    """Padding on one side. It has the same token as the end of each row, which is a target."""
+def padded_on_the_left(batch):
+    """With the token that ends each row, which is a target."""
     for i, n in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
-        row = batch["input_ids"][i, :n].clone()
-        for name, padding in (("input_ids", END), ("labels", PADDING), ("attention_mask", 0)):
-            batch[name][i] = padding
-            batch[name][i, slice(-n, None) if side == "left" else slice(n)] = (
-                1 if name == "attention_mask" else row)
-    assert (batch["attention_mask"] == 0).any()
+        for name in ("input_ids", "labels", "attention_mask"):
+            batch[name][i] = batch[name][i].roll(-n)
+    batch["input_ids"][batch["attention_mask"] == 0] = END
     return batch
 
 
@@ -295,32 +299,21 @@ def chat(rows):
             for tokens, flag in rows]
 
 
-@pytest.mark.parametrize("name, batch", [
-    ("llama", collate(pairs_of_rows(2))), ("gpt2", collate(pairs_of_rows(2))),
-    ("llama", padded_with_the_end_token(collate(pairs_of_rows(2)), "left")),
-    ("llama", padded_with_the_end_token(collate(pairs_of_rows(2)), "right")),
-    ("llama", collate([chat(pair) for pair in pairs_of_rows(2)])),
-    ("llama", collate(chat(pairs_of_rows(2)[0]))),
-    ("gpt2", collate([pair[:1] for pair in pairs_of_rows(3)])),
-    ("gpt2", collate([pair[1:] for pair in pairs_of_rows(3)]))],
-    ids=["llama", "gpt2", "left padding", "right padding", "chats", "columns", "domain", "general"])
-def test_the_loss_is_mol_by_hand(name, batch):
-    model, base = MODELS[name](0).eval(), MODELS[name](1).eval()
-    torch.testing.assert_close(mol_loss(model, base, batch)[0], by_hand(model, base, batch))
+@pytest.mark.parametrize("items", [
+    [chat(pair) for pair in pairs_of_rows(2)], chat(pairs_of_rows(2)[0]),
+    [pair[:1] for pair in pairs_of_rows(3)], [pair[1:] for pair in pairs_of_rows(3)]])
+def test_the_loss_is_mol_by_hand(items, tmp_path):
+    """Padding on the right may have the token that ends each row. Labels may be left out."""
+    model, base, batch = llama(0).eval(), llama(1).eval(), collate(items)
+    batch["input_ids"][batch["attention_mask"] == 0] = END
+    options = {"strength": 3.0, "direction": "forward"}
+    the_trainer = trainer(tmp_path, model, base=base, options=options | {"chunk": 2})
+    torch.testing.assert_close(the_trainer.compute_loss(model, batch),
+                               by_hand(model, base, batch, **options))
+    batch["labels"] = batch["input_ids"].where(batch["attention_mask"] == 1, PADDING)
+    expected = by_hand(model, base, batch)
     del batch["labels"]
-    if not (batch["input_ids"] == PADDING).any():  # labels are not needed
-        mol_loss(model, base, batch)
-
-
-@pytest.mark.parametrize("options", [{"strength": 3.0}, {"direction": "forward"}, {"chunk": 2}])
-def test_the_options_of_the_loss(options, tmp_path):
-    model, base, batch = llama(0).eval(), llama(1).eval(), collate(pairs_of_rows(2))
-    expected = mixture_of_losses(
-        model(batch["input_ids"]).logits[:, :-1], batch["labels"][:, 1:], batch["is_domain"],
-        base(batch["input_ids"][~batch["is_domain"]]).logits[:, :-1],
-        **{k: v for k, v in options.items() if k != "chunk"})[0]
-    loss = trainer(tmp_path, model, base=base, options=options).compute_loss(model, batch)
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(mol_loss(model, base, batch)[0], expected)
 
 
 def test_documents_in_one_row_are_apart_if_their_positions_begin_again():
@@ -341,90 +334,44 @@ def test_documents_in_one_row_are_apart_if_their_positions_begin_again():
         mol_loss(model, base, batch)
 
 
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-         "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5,
-         "pad_token_id": 0}
-NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "initializer_range": 0.5}
-MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
-       "moe_intermediate_size": 16}
-MAMBA = {"mamba_n_heads": 2, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
-# Their logits are computed whole: Phi has a bias in the head, Gemma 2 caps, the others scale.
-WHOLE = "Phi", "Gemma2", "Cohere", "Granite", "FalconH1"
-ARCHITECTURES = {
-    "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5},
-    "Llama": {}, "Qwen2": {}, "Qwen3": {"head_dim": 8}, "Mistral": {}, "Gemma": {"head_dim": 8},
-    "Gemma2": {"head_dim": 8, "final_logit_softcapping": 3.0}, "Gemma3Text": {"head_dim": 8},
-    "Phi": {}, "Phi3": {}, "OPT": {"ffn_dim": 32, "word_embed_proj_dim": 8, "init_std": 0.5},
-    "Mamba": {"state_size": 4}, "Olmo2": {}, "SmolLM3": {}, "Mixtral": {"num_local_experts": 4},
-    "Cohere": {}, "Granite": {"logits_scaling": 1.01}, "GPTNeoX": {},
-    "GPTNeo": {"attention_types": [[["global", "local"], 1]], **NEO},
-    "FalconH1": {"lm_head_multiplier": 0.7, "mamba_d_ssm": 16, "mamba_n_heads": 2,
-                 "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
-    "Qwen3Next": {**MOE, "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
-                  "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-                  "shared_expert_intermediate_size": 16,
-                  "layer_types": ["linear_attention", "full_attention"]},
-    "GptOss": {**MOE, "head_dim": 8},
-    "DeepseekV3": {**MOE, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
-                   "qk_nope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1,
-                   "topk_group": 1, "first_k_dense_replace": 1},
-    "Glm4": {"head_dim": 8}, "Lfm2": {"layer_types": ["conv", "full_attention"]},
-    "Bamba": {**MAMBA, "attn_layer_indices": [1]},
-    "Llama4Text": {**MOE, "head_dim": 8, "intermediate_size_mlp": 32},
-    "Mamba2": {"num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1},
-    "Jamba": {**MOE, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "Bloom": {"n_layer": 2, "n_head": 2},
-    "Rwkv": {"attention_hidden_size": 16}, "xLSTM": {"num_heads": 2},
-    "RecurrentGemma": {"lru_width": 16, "head_dim": 8}, "Roberta": {"is_decoder": True},
-    "Bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2,
-             "decoder_ffn_dim": 32, "is_encoder_decoder": False, "init_std": 0.5}}
-REFUSED = "Rwkv", "xLSTM", "RecurrentGemma", "Roberta", "Bart"  # with padding on the left
-
-
-def tiny(name, seed=0, **more):
-    torch.manual_seed(seed)
-    settings = ARCHITECTURES[name] if name in ("GPT2", "GPTNeo") else SMALL | ARCHITECTURES[name]
-    config = getattr(transformers, f"{name}Config")(
-        **{"vocab_size": V, "bos_token_id": 1, "eos_token_id": 2, **settings, **more})
-    return AutoModelForCausalLM.from_config(config)
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_loss_and_gradients_are_those_of_the_full_logits_or_refused(name):
     """Also with padding on the left, whatever the positions of the model are."""
     model, base = tiny(name, 0).eval(), tiny(name, 1).eval()
-    padded = padded_with_the_end_token(collate(pairs_of_rows(2)), "left")
+    padded = padded_on_the_left(collate(pairs_of_rows(2)))
     if name in REFUSED:
         with pytest.raises(ValueError, match="does not ignore padding on the left"):
             mol_loss(model, base, padded)
         return
     for batch in (collate(pairs_of_rows(2)), padded):
-        found, expected = mol_loss(model, base, batch)[0], by_hand(model, base, batch)
-        torch.testing.assert_close(found, expected)
-        for pair in zip(*(torch.autograd.grad(loss, model.parameters(), materialize_grads=True,
-                                              allow_unused=True) for loss in (found, expected))):
-            torch.testing.assert_close(*pair, atol=1e-4, rtol=1e-3)
+        assert_same([mol_loss(model, base, batch)[0]], [by_hand(model, base, batch)],
+                    *model.parameters(), atol=1e-4, rtol=1e-3)
     assert model.has_plain_head == (name not in WHOLE) and model.changed_by == []
 
 
 def test_logits_of_a_plain_head_never_exist_whole():
-    """Neither those of the model nor those of the base: their heads do not even run."""
-    seen, models = [], (llama(0), llama(1))
-    mol_loss(*models, collate(pairs_of_rows(2)))  # tries the heads
+    """Neither those of the model nor those of the base: their heads do not even run. They are as
+    before, also if a forward pass fails."""
+    seen, models, batch = [], (llama(0).eval(), llama(1)), collate(pairs_of_rows(2))
+    expected = mol_loss(*models, batch)[0]  # tries the heads
     for model in models:
         model.lm_head.register_forward_hook(lambda *given: seen.append(given[2].shape))
-    mol_loss(*models, collate(pairs_of_rows(2)), chunk=3)
+    assert mol_loss(*models, batch, chunk=8)[0] == expected
     assert seen == [(2, 8, 16), (1, 1, 1)]  # the hidden states of the base, the loss
+    with patch.object(models[1].model, "forward", None), pytest.raises(TypeError):
+        mol_loss(*models, batch)
+    assert mol_loss(*models, batch)[0] == expected
+    assert models[0](batch["input_ids"]).logits.shape == (*batch["input_ids"].shape, V)
     with torch.no_grad():
         models[0].lm_head.weight[0, 0] = torch.nan  # not refused as another kind of head
-    assert mol_loss(*models, collate(pairs_of_rows(1)))[0].isnan()
+    assert mol_loss(*models, batch)[0].isnan()
 
 
 def test_a_compiled_model_gets_the_positions(tmp_path):
     """Learned positions and padding on the left. It is compiled again for another shape only."""
-    model, base = gpt2(0).eval(), gpt2(1).eval()
+    model, base = tiny("GPT2").eval(), tiny("GPT2", 1).eval()
     the_trainer = trainer(tmp_path, model, base=base, torch_compile_backend="eager")
-    batch = padded_with_the_end_token(collate(pairs_of_rows(2)), "left")
+    batch = padded_on_the_left(collate(pairs_of_rows(2)))
     compiled = the_trainer.accelerator.prepare(model)
     assert compiled is not model
     torch.testing.assert_close(the_trainer.compute_loss(compiled, batch),
@@ -433,19 +380,6 @@ def test_a_compiled_model_gets_the_positions(tmp_path):
     the_trainer.compute_loss(compiled, batch)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compilations
 
-
-def test_the_head_is_as_before_if_a_forward_pass_fails():
-    model, base, batch = llama(0).eval(), llama(1), collate(pairs_of_rows(2))
-    expected, forward = mol_loss(model, base, batch)[0], base.model.forward
-    base.model.forward = None
-    with pytest.raises(TypeError):
-        mol_loss(model, base, batch)
-    base.model.forward = forward
-    assert mol_loss(model, base, batch)[0] == expected
-    assert model(batch["input_ids"]).logits.shape[1] == batch["input_ids"].shape[1]
-
-
-# --- adapters ------------------------------------------------------------------------------------
 
 def with_lora(model=None, trained=False, **more):
     model = get_peft_model(model or llama(0), LoraConfig(**{
@@ -456,83 +390,57 @@ def with_lora(model=None, trained=False, **more):
     return model
 
 
-@pytest.mark.parametrize("modules", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
+@pytest.mark.parametrize("modules", [["q_proj", "lm_head"], ["q_proj", "embed_tokens"]])
 def test_with_adapters_the_base_is_the_model_without_them(modules):
     """And without dropout, also while the model trains. The gradient is not lost: a backward pass
-    without adapters would give none, and no error."""
+    without adapters would give none, and no error. Merged, the model says what it said before."""
     model = with_lora(trained=True, target_modules=modules, lora_dropout=0.3).eval()
     base, batch = llama(0).eval(), collate(pairs_of_rows(2))
     frozen = next(p for name, p in model.named_parameters() if "lora_B" in name)
     frozen.requires_grad_(False)
     learnt = [p for p in model.parameters() if p.requires_grad]
-    found, expected = mol_loss(model, None, batch)[0], by_hand(model, base, batch)
-    torch.testing.assert_close(found, expected)
-    for pair in zip(*(torch.autograd.grad(loss, learnt) for loss in (found, expected))):
-        torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-4)
-    kl = {mol_loss(model.train(), None, collate([pair[1:] for pair in pairs_of_rows(2)]))[0].item()
-          for _ in range(3)}
-    assert len(kl) == 3 and all(module.training for module in model.modules())
+    assert_same([mol_loss(model, None, batch)[0]], [by_hand(model, base, batch)], *learnt,
+                atol=1e-4, rtol=1e-4)
+    general = collate([pair[1:] for pair in pairs_of_rows(2)])
+    assert len({mol_loss(model.train(), None, general)[0].item() for _ in range(3)}) == 3
+    assert all(module.training for module in model.modules())
     assert not frozen.requires_grad and all(p.requires_grad for p in learnt)
+    expected = model.eval()(batch["input_ids"]).logits
+    torch.testing.assert_close(model.merge_and_unload()(batch["input_ids"]).logits, expected,
+                               atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("more", [{}, {"use_dora": True}], ids=["lora", "dora"])
-def test_new_adapters_need_no_base(more, tmp_path):
-    trainer(tmp_path, with_lora(**more)).train()
-
-
-def used(model):
-    """What the first call finds out about a model does not hold with adapters."""
-    mol_loss(model, llama(1), collate(pairs_of_rows(1)))
-    return model
-
-
-@pytest.mark.parametrize("made", [
-    lambda: with_lora(used(llama()), trained=True),
-    lambda: with_lora(llama(initializer_range=0.02), trained=True),
-    *[lambda kind=kind: with_lora(llama(initializer_range=0.05), init_lora_weights=kind)
-      for kind in ("pissa", "olora")]])
-def test_adapters_that_change_the_model_are_refused_by_their_weights(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("spread, more", [
+    (0.5, {"trained": True}), (0.02, {"trained": True}), (0.05, {"init_lora_weights": "pissa"}),
+    (0.05, {"init_lora_weights": "olora"})])
+def test_adapters_that_change_the_model_are_refused_by_their_weights(spread, more, tmp_path):
     """Training that continues may have them. PiSSA and OLoRA are refused by name too."""
-    model = made()
+    plain = llama(initializer_range=spread)
+    mol_loss(plain, llama(1), collate(pairs_of_rows(1)))  # what this finds out does not hold then
+    model = with_lora(plain, **more)
     model.peft_config["default"].init_lora_weights = True
     with pytest.raises(ValueError, match="already change the model"):
         trainer(tmp_path, model).train()
     trainer(tmp_path, model).evaluate(pairs_of_rows(1))
 
 
-@pytest.mark.parametrize("modules", [["q_proj", "lm_head"], ["q_proj", "embed_tokens"]])
-def test_merged_adapters_say_what_they_said_before(modules):
-    model, tokens = with_lora(trained=True, target_modules=modules).eval(), torch.arange(9)[None]
-    expected = model(tokens).logits
-    torch.testing.assert_close(model.merge_and_unload()(tokens).logits, expected, atol=1e-3,
-                               rtol=1e-3)
-
-
-# --- the Trainer ---------------------------------------------------------------------------------
-
-def test_evaluation_has_the_same_loss_for_each_set(tmp_path):
-    """Of five pairs, the last is a smaller batch; of single rows, the sets are the two losses."""
-    model, base, pairs = gpt2(0), gpt2(1), pairs_of_rows(5, seed=3)
-    sets = {"both": pairs, "domain": [pair[:1] for pair in pairs[:1]],
-            "general": [pair[1:] for pair in pairs[:1]]}
+def test_evaluation_has_the_same_loss_for_each_set(tmp_path, monkeypatch, caplog):
+    """Of five pairs, the last is a smaller batch; of single rows, the sets are the two losses.
+    Several processes would count some rows of a smaller batch twice, which is warned about."""
+    model, base, pairs = llama(0).eval(), llama(1).eval(), pairs_of_rows(5, seed=3)
+    sets = {"both": pairs, "domain": [pairs[0][:1]], "general": [pairs[0][1:]]}
     the_trainer = trainer(tmp_path, model, base=base, per_device_eval_batch_size=2,
                           options={"eval_dataset": sets})
     found = the_trainer.evaluate()
-    model.eval(), base.eval()
     for name, some in sets.items():
         assert found[f"eval_{name}_loss"] == pytest.approx(
             by_hand(model, base, collate(some)).item(), rel=1e-5)
     ce, kl = the_trainer.predict(pairs[:1]).predictions  # the parts of the loss
     assert ce + kl == pytest.approx(by_hand(model, base, collate(pairs[:1])).item(), rel=1e-5)
-
-
-def test_evaluation_that_counts_rows_twice_is_warned_about(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(TrainingArguments, "world_size", 2)
-    the_trainer = trainer(tmp_path, llama(), base=llama(1), per_device_eval_batch_size=2)
-    the_trainer.evaluate(pairs_of_rows(4))
-    assert "twice" not in caplog.text
-    the_trainer.evaluate(pairs_of_rows(3))
-    assert "twice" in caplog.text
+    for count, is_warned in ((4, False), (3, True)):
+        the_trainer.evaluate(pairs[:count])
+        assert ("twice" in caplog.text) == is_warned
 
 
 def test_the_log_has_the_means_of_both_losses(tmp_path, caplog):
@@ -543,8 +451,6 @@ def test_the_log_has_the_means_of_both_losses(tmp_path, caplog):
     model, base = llama(0), llama(1)
     the_trainer = trainer(tmp_path, model, [*pairs[:6], empty, pairs[6], empty, empty], base,
                           max_steps=5, logging_steps=4, train_sampling_strategy="sequential")
-    the_trainer.log(logs := {"loss": 0.0})
-    assert not {"ce", "kl"} & {*logs}  # of no rows
     the_trainer.train()
     the_trainer.log(logs := {"loss": 0.0})
     assert not {"ce", "kl"} & {*logs}  # the last step had no targets
@@ -556,20 +462,22 @@ def test_the_log_has_the_means_of_both_losses(tmp_path, caplog):
         assert logged[name] == pytest.approx(by_hand(model, base, collate(rows)).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("rows, collator", [
-    ([{"input_ids": [1, 2]}] * 4, collate),
-    ([([1, 2], True)] * 4, collate), ([([1, 2], [3, 4])] * 4, collate),
-    ([{"input_ids": [1, 2], "labels": [1, 2]}] * 4, default_data_collator)],
-    ids=["dicts", "no pairs", "no flags", "default collator"])
-def test_other_rows_are_refused_with_what_a_row_is(rows, collator, tmp_path):
-    with pytest.raises(ValueError, match="an item of the dataset must be|a batch has no is_domain"):
-        trainer(tmp_path, llama(), rows, llama(1), options={"data_collator": collator}).train()
+@pytest.mark.parametrize("told, rows, base, options", [
+    *[("an item of the dataset must be", [row] * 4, llama(1), {}) for row in (
+        {"input_ids": [1, 2]}, ([1, 2], True), ([1, 2], [3, 4]))],
+    ("a batch has no is_domain", [{"input_ids": [1, 2], "labels": [1, 2]}] * 4, llama(1),
+     {"data_collator": default_data_collator}),
+    ("MoL needs base=", None, None, {}),
+    ("have the same shape", None, llama(vocab_size=60), {})])
+def test_what_the_first_batch_refuses(told, rows, base, options, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        trainer(tmp_path, llama(), rows, base, options=options).train()
 
 
 def from_checkpoint(folder):
     """A model saved during a training, and a copy of it as base, as in the docstring."""
-    trainer(folder, llama(0), base=llama(0), save_strategy="steps", save_steps=1).train()
-    model = LlamaForCausalLM.from_pretrained(folder / "checkpoint-1")
+    trainer(folder, llama(), base=llama(1), save_strategy="steps").train()
+    model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint-1")
     return model, copy.deepcopy(model)
 
 
@@ -597,13 +505,6 @@ def test_what_would_make_the_loss_wrong_is_refused_at_once(made, more, told, tmp
         trainer(tmp_path, model, base=base, **more)
 
 
-@pytest.mark.parametrize("base, told", [
-    (None, "MoL needs base="), (lambda: tiny("GPT2", vocab_size=60), "have the same shape")])
-def test_what_the_first_batch_refuses(base, told, tmp_path):
-    with pytest.raises(ValueError, match=told):
-        trainer(tmp_path, llama(), base=base and base()).train()
-
-
 def test_fsdp_1_is_refused(tmp_path):
     the_trainer = trainer(tmp_path, llama(), base=llama(1))
     the_trainer.is_fsdp_enabled = True  # and accelerate says that it is not version 2
@@ -611,7 +512,7 @@ def test_fsdp_1_is_refused(tmp_path):
         the_trainer.refuse_what_is_wrong(llama(1))
 
 
-def test_stored_rows_need_no_base(tmp_path):
+def test_stored_rows_and_new_adapters_need_no_base(tmp_path):
     """With padding, as chats, and if all 50 tokens are stored the loss is that of the base."""
     pairs = [chat(pair) for pair in pairs_of_rows(4)]
     stored, some = ([(domain, *store(llama(1).train(), [general], k)) for domain, general in pairs]
@@ -630,20 +531,18 @@ def test_stored_rows_need_no_base(tmp_path):
     trainer(tmp_path, model, columns, max_steps=4, learning_rate=1e-3).train()
     assert mol_loss(model, base, collate(pairs))[0] < before[0]
     trainer(tmp_path, with_lora(trained=True), columns).train()  # not refused: they have a base
+    for use_dora in (False, True):
+        trainer(tmp_path, with_lora(use_dora=use_dora)).train()
     with pytest.raises(ValueError, match="an item of the dataset"):
         collate([stored[0], pairs[0]])  # the second general row has nothing stored
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_accumulated_gradients_are_those_of_the_whole_batch(name, tmp_path):
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     """Four micro-batches of two pairs, or one of eight. Trainer, left alone, would multiply by 4.
     The base has dropout, but no chance: it is asleep."""
     def weights(micro, accumulate):
-        model, base = MODELS[name](0), MODELS[name](1)
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        trainer(tmp_path, model, base=base.train(), micro=micro, accumulate=accumulate, optim="sgd",
+        model, base = llama(0), tiny("GPT2").train()
+        trainer(tmp_path, model, base=base, micro=micro, accumulate=accumulate, optim="sgd",
                 learning_rate=1.0, lr_scheduler_type="constant").train()
         assert not base.training and not any(p.requires_grad for p in base.parameters())
         return model.state_dict()
@@ -653,7 +552,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(name, tmp_path):
 
 def test_every_batch_is_mixed_one_to_one(tmp_path):
     """Also when they are shuffled and the last batch is smaller."""
-    the_trainer = trainer(tmp_path, gpt2(), pairs=pairs_of_rows(11), base=gpt2(1), micro=3)
+    the_trainer = trainer(tmp_path, llama(), pairs_of_rows(11), llama(1), micro=3)
     for batch, count in zip(the_trainer.get_train_dataloader(), (3, 3, 3, 2), strict=True):
         assert batch["is_domain"].tolist() == [True, False] * count
 
@@ -674,27 +573,22 @@ def test_bfloat16(tmp_path, caplog):
     assert "Trained weights in 16 bits" in caplog.text
 
 
-# --- the example ---------------------------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny random model and its tokenizer, saved by save_pretrained."""
-    folder = tmp_path_factory.mktemp("model")
+def save_bytes_model(folder, dtype=torch.float32, **tokenizer):
+    """Save a tiny random model and its tokenizer, which has a token for each byte."""
     bpe = tokenizers.ByteLevelBPETokenizer()
     bpe.train_from_iterator([""], vocab_size=257, special_tokens=["<end>"], show_progress=False)
-    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<end>"
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<end>", **tokenizer
                             ).save_pretrained(folder)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder)
-    return folder
+    llama(vocab_size=257, eos_token_id=0, num_hidden_layers=1, initializer_range=0.2
+          ).to(dtype).save_pretrained(folder)
 
 
-def test_the_example_trains_merges_and_continues(folder, tmp_path):
-    for name, words in (("domain", 900), ("general", 400), ("little", 9), ("latin", 9)):
+def test_the_example_trains_merges_and_continues(tmp_path):
+    save_bytes_model(folder := tmp_path / "model")
+    for name in ("domain", "general", "little", "latin"):
         (tmp_path / name).mkdir()
         for file in "ab" if name != "little" else "a":
-            (tmp_path / name / f"{file}.txt").write_text(f"{name} text with words. " * words)
+            (tmp_path / name / f"{file}.txt").write_text(f"{name} text with words. " * 900)
     (tmp_path / "latin" / "c.txt").write_bytes(b"\xe9")
 
     def example(model, domain):

@@ -83,7 +83,6 @@ def learn(folder, kind, case, micro):
                              optimizer_cls_and_kwargs=(torch.optim.SGD, SGD))
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-1") if resumed else None)
         log = [log for log in trainer.state.log_history if "loss" in log]
-        assert len(log) == 2
     trainer.save_model(out)
     torch.save([[step[name] for name in ("loss", "ce", "kl") if name in step] for step in log],
                out / "log")
@@ -133,7 +132,14 @@ def weights_and_log(folder, kind, case):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return by_one_process(tmp_path_factory.mktemp("sharding"))
+    """The models, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("sharding")
+    for seed in (0, 1):
+        for tied in (False, True):
+            llama(seed, tie_word_embeddings=tied).save_pretrained(folder / f"{seed} {tied}")
+    for case in CASES:
+        learn(folder, "one", case, 4)
+    return folder
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "one"])
@@ -160,17 +166,10 @@ def test_two_processes_learn_what_one_learns(kind, folder):
             assert of_model < 0.65 * whole and of_base < 0.55 * whole, case
 
 
-def by_one_process(folder):
-    """The models, and what one process makes of them."""
-    for seed in (0, 1):
-        for tied in (False, True):
-            llama(seed, tie_word_embeddings=tied).save_pretrained(folder / f"{seed} {tied}")
-    for case in CASES:
-        learn(folder, "one", case, 4)
-    return folder
-
-
-def by_several(kind, folder):
+if __name__ == "__main__":
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    if kind == "plain FSDP2":
+        torch.distributed.init_process_group("gloo")
     for case in CASES:
         found = learn(folder, kind, case, 2)
         if os.environ["RANK"] == "0":
@@ -178,12 +177,3 @@ def by_several(kind, folder):
             torch.save(found, folder / kind / case / "bytes")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-# By hand: python tests/test_sharding.py one DIR
-#     torchrun --nproc_per_node 4 tests/test_sharding.py ZeRO-3 DIR
-if __name__ == "__main__":
-    which, folder = sys.argv[1:]
-    if which == "plain FSDP2":
-        torch.distributed.init_process_group("gloo")
-    by_several(which, Path(folder)) if which != "one" else by_one_process(Path(folder))
