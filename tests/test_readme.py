@@ -115,8 +115,6 @@ CLAIMS = [
      [value(run, domain_loss) for run in (WRONG_MOL, CE)]),
     (RESULTS, "`mol` keeps {:.0f}% or more, however many are wrong",
      [min(map(value, EVERY["mol"]))]),
-    (RESULTS, "At 100% bias the lowest seed of `mol` keeps {:.0f}%",
-     [min(of_seeds(quality.run("mol", "bias", 1.0)))]),
     (RESULTS, "Its p(right) does not: {:.0f}% after 2,400 steps on 40,000 documents",
      [value(quality.longer("replay", "noise", 40_000, 2400), p_right)]),
     # rivals
