@@ -166,7 +166,7 @@ def draw(results, picture, note):
     panel.set(xscale="log", xlabel="KL to the base on held-out general text, nats per token",
               ylabel="general skills: exact answers, %")
     style.save(figure, picture, "The lower the KL, the more is kept, with exceptions both ways",
-               "a point: all seeds of a setting that learnt the domain; green: mol, blue: replay")
+               "a point: a setting that learnt the domain; green: mol, blue: replay, orange: ce")
 
 
 if __name__ == "__main__":

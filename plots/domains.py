@@ -208,7 +208,7 @@ def draw(results, picture, note):
             for stage in range(first, 9)}) for label in colours}, value, label=panel is axes[1])
         panel.set(title=title, xlabel="domains learnt in turn", ylim=(-4, 104))
     axes[0].set_ylabel("exact answers, %")
-    style.save(figure, picture, "Eight domains in turn: replay keeps more of the earlier ones than mol",
+    style.save(figure, picture, "Eight domains: replay keeps the earlier ones better than mol",
                f"{note}; dotted: seed 0")
 
 
