@@ -60,7 +60,7 @@ def test_a_run_that_is_made_again_has_the_metrics_of_the_committed_one(name):
     tiny = replace(parse(TINY, runs.DEFAULTS), general_errors=run.settings.get("general_errors", 0))
     made = runs.make_run(run, tiny, 0)
     assert made["settings"].keys() == committed["settings"].keys()
-    for row in (0, -1):
+    for row in (0, -1)[len(committed["rows"]) == 1:]:  # some have only the last one
         assert made["rows"][row].keys() >= committed["rows"][row].keys() - {"kl_own", "kl_other"}
         assert made["rows"][row]["accuracy"].keys() == committed["rows"][row]["accuracy"].keys()
 
