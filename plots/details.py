@@ -1,11 +1,12 @@
-"""What do the means hide? Rounding noise, single questions, held-out wordings, one setting.
+"""What do the means hide? Rounding noise, single questions, the first steps, the KL and forgetting.
 
 Noise: the same run again, from weights multiplied by (1 + 1e-6 times a normal number). A difference
-below twice the standard deviation of such runs is no finding. lost, gained: of the questions that
-the base answers, or does not answer, how many the model does not, or does.
+below twice the standard deviation of such runs is no finding. A question is lost if the base
+answers it and the model does not, and gained if it is the other way round.
 """
 
 import copy
+import functools
 from dataclasses import replace
 from statistics import mean, stdev
 
@@ -111,10 +112,12 @@ def changed(rows, before, after):
                for pair in zip(rows[0]["items"][name], rows[-1]["items"][name]))
 
 
-def against_kl(lines, least=90):
-    """All settings that learnt the domain -> [(method, KL to the base, general skills)], means."""
+@functools.cache
+def against_kl(least=90):
+    """Of all stored runs, the settings that learnt the domain -> [(method, KL to the base, general
+    skills)], means over seeds."""
     points = {}
-    for line in lines:
+    for line in runs.read_runs(runs.HERE / "runs.jsonl").values():
         row, settings = line["rows"][-1], line["settings"] | {"eval_every": 0}
         if (settings.get("base_steps"), settings.get("n_embd")) != (1000, 128):
             continue  # another base, or a real model
@@ -132,10 +135,10 @@ def tell(results):
     for case in NOISY:
         seeds = [results(run(*case, n))[0] for n in range(NOISES)]
         noise.append([label(*case), *(f"{stdev(ends(seeds, value)):.{digits}f}"
-                                             for value, digits in VALUES.values())])
+                                      for value, digits in VALUES.values())])
     for name, seeds in lines.items():
         items.append([name, *(cell([changed(rows, *pair) for rows in seeds], 1)
-                               for pair in ("10", "01"))])
+                              for pair in ("10", "01"))])
     others = {name: results(run) for name, run in EWC.items()}
     dip = {name: {4 * i: [rows[:i + 1] for rows in results(run)] for i in range(16)}
            for name, run in DIP.items()}
@@ -146,20 +149,18 @@ def tell(results):
 
 
 def rank_correlation():
-    """Of the KL and the skills of against_kl, over all stored runs -> the correlation, settings."""
-    points = against_kl(runs.read_runs(runs.HERE / "runs.jsonl").values())
-    ranks = np.array([point[1:] for point in points]).argsort(axis=0).argsort(axis=0)
-    return np.corrcoef(ranks.T)[0, 1], len(points)
+    """The rank correlation of KL and skills -> the correlation, the number of settings."""
+    ranks = np.array([point[1:] for point in against_kl()]).argsort(axis=0).argsort(axis=0)
+    return np.corrcoef(ranks.T)[0, 1], len(ranks)
 
 
 def draw(results, picture, note):
     """All stored runs, not only those of this experiment."""
-    points = against_kl(runs.read_runs(runs.HERE / "runs.jsonl").values())
     figure, ((panel,),) = style.panels(1, 1, 8.5, 4.2)
-    for method, nats, skills in points:
+    for method, nats, skills in against_kl():
         panel.plot(nats, skills, "o", color=style.colour_of(method), alpha=0.6, ms=6)
     wrong = [mean(ends(results(run("replay", "70% wrong")), value)) for value in (kl, kept)]
-    best_token = max(place for method, *place in points if method == "argmax")
+    best_token = max(place for method, *place in against_kl() if method == "argmax")
     for text, place, offset in (("replay, 70% wrong", wrong, (-130, -4)),
                                 ("the base's best token", best_token, (10, -4))):
         panel.annotate(text, place, offset, textcoords="offset points", fontweight="bold")

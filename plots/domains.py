@@ -109,7 +109,8 @@ def chain(method, settings, seed, world, base, latest=False, each=False, earlier
     earlier domains, in equal parts, and of each only so many documents, again and again.
     """
     names = list(DOMAINS)[:domains]
-    texts = {name: text(name, seed, world) for name in names}
+    texts, few = ({name: text(name, seed, world, count=count) for name in names}
+                  for count in (2_000, documents))
     world = replace(world, probes={name: world.probes[name] for name in GENERAL_SKILLS}
                     | {name: manual(name, seed).probes for name in names})
     rows, models = [{"step": 0, "domain": "", **evaluate(base, base, world)}], [base]
@@ -119,8 +120,8 @@ def chain(method, settings, seed, world, base, latest=False, each=False, earlier
         training = world
         if earlier and stage > 1:
             share = len(world.general) // (stage - 1)
-            few = [text(done, seed, world, count=documents) for done in names[:stage - 1]]
-            old = [some.repeat(1 + share // len(some))[:share] for some in few]
+            old = [few[done].repeat(1 + share // len(few[done]))[:share]
+                   for done in names[:stage - 1]]
             training = replace(world, general=torch.cat([world.general, *old]))
         start = models[-1] if latest else Bases(models[-1], models if each else models[:1])
         model, of_stage = continue_pretraining(
