@@ -35,8 +35,8 @@ def mixture_from_hidden(hidden, head, targets, is_domain, base_hidden=None, base
     stored, in place of both, has tokens and log_q of completed, (G, T, k) each. The logits of chunk
     tokens are in memory at a time: as a default 64, or 8 million logits if that is more.
 
-    Returns three scalars in nats per token. Only the loss has a gradient, by hidden and head. All
-    is in float32 or higher, also under autocast. Raises ValueError if the shapes do not fit.
+    Returns three scalars in nats per token, in float32 or higher, also under autocast. Only the
+    loss has a gradient: that of hidden and head. Raises ValueError if the shapes do not fit.
     """
     for x in stored or [base_hidden]:
         checked(hidden[..., :1], targets.where(targets == PADDING, 0), is_domain,
@@ -134,6 +134,6 @@ def mean_of(x, p):
 
 
 def softmax(logits):
-    """Makes the largest logit 0 -> p (n, V), the logarithm of the sum of exponentials (n,)."""
+    """Shifts the largest logit to 0 -> p (n, V), the log of the sum of exponentials (n,)."""
     p = logits.sub_(logits.amax(dim=1, keepdim=True)).softmax(dim=1)
     return p, -p.amax(dim=1).log()

