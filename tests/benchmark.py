@@ -5,7 +5,7 @@
     python tests/benchmark.py --methods             those of plots/: step, memory, preparation
     python tests/benchmark.py --memory              losses from hidden states, with a large
                                                     vocabulary, and those of TRL if it is installed
-    python tests/benchmark.py --real                memory of the methods of real.py
+    python tests/benchmark.py --real                memory and step of the methods of real.py
     python tests/benchmark.py --bases               SmolLM2 with a base in fewer bits; needs the
                                                     packages of real.py and bitsandbytes
 
@@ -164,20 +164,21 @@ def memory(rounds=3):
 
 
 def measure_real(label):
-    """Print the MB of a training: weights, gradients, Adam, activations and the base of mol."""
+    """Print the MB of a training: weights, gradients, Adam, activations, the base; s per step."""
     from plots.huggingface import real
 
     run, (model, tokenizer) = real.RUNS[label], real.load("")
-    settings = replace(real.Settings(), steps=4, **run.settings)
-    rows = real.pieces(real.manual()[0], tokenizer, settings.length, 4 * settings.pairs)
+    settings = replace(real.Settings(), steps=8, **run.settings)
+    rows = real.pieces(real.manual()[0], tokenizer, settings.length, 8 * settings.pairs)
     world = SimpleNamespace(model=model, tokenizer=tokenizer, texts={settings.text: rows},
                             facts={"ABR": ("Available Bit Rate",)})
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     start = resident("VmRSS")
-    real.taught(run.method, settings, 0, world)
+    _, taken = real.taught(run.method, settings, 0, world)
     needs_base = run.method == "mol" and not (settings.lora_rank or settings.stored)
-    print(resident("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20)
+    megabytes = resident("VmHWM") - start + needs_base * model.get_memory_footprint() / 2**20
+    print(f"{megabytes:,.0f} MB, {taken / settings.steps:.1f} s per step")
 
 
 def on_real():
@@ -186,7 +187,7 @@ def on_real():
         command = [sys.executable, "-W", "ignore", __file__, "--measure-real", label]
         printed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                  text=True, check=True).stdout
-        print(f"{label:24} {float(printed.splitlines()[-1]):,.0f} MB", flush=True)
+        print(f"{label:24} {printed.splitlines()[-1]}", flush=True)
 
 
 def bases(steps=16):
@@ -249,7 +250,8 @@ def step_of(name, s, world, base, both, domain):
 
 
 NAMES = ["ce", "replay", "mol", "LoRA ce", "LoRA replay", "LoRA mol", "argmax", "sampled",
-         "likely_tokens", "ce_and_kl", "masked_kl", "domain_kl", "l2sp", "ewc", "ce, attention"]
+         "likely_tokens", "ce_and_kl", "masked_kl", "domain_kl", "l2sp", "ewc", "asft", "disc",
+         "ce, attention"]
 
 
 def measure_step(name):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from transformers import AutoModelForCausalLM, TrainingArguments  # noqa: E402
 
-from plots.huggingface.recipe import MolTrainer, collate, mol_loss  # noqa: E402
+from plots.huggingface.recipe import MolTrainer, collate, mol_loss, store  # noqa: E402
 from test_recipe import llama, pairs_of_rows  # noqa: E402
 
 FSDP = {"fsdp": True, "fsdp_config": {
@@ -36,8 +36,9 @@ ZERO = [{"deepspeed": {  # left alone, DeepSpeed clips gradients at 1
 KINDS = {"one": {}, "DDP": {}, "FSDP2": FSDP, "plain FSDP2": {}, "ZeRO-2": ZERO[2],
          "ZeRO-3": ZERO[3]}
 SGD = {"lr": 0.1, "momentum": 0.5}
-# The head is tied; there are adapters; there is a base; uneven: the first of two processes has only
-# domain rows; last: the model is loaded after TrainingArguments; stop: it stops and continues.
+# The head is tied; there are adapters; there is a base, or its stored tokens; uneven: the first of
+# two processes has only domain rows; last: the model is loaded after TrainingArguments; stop: it
+# stops and continues.
 CASES = {
     "all weights": "base",
     "tied head, uneven": "tied base uneven last",
@@ -45,6 +46,7 @@ CASES = {
     "adapters and base, two micro-batches": "tied adapters base accumulate",
     "checkpointing, two micro-batches, uneven": "base uneven accumulate checkpointing",
     "adapters, loaded last": "tied adapters last checkpointing",
+    "stored tokens, uneven": "stored uneven",
     "loaded last and continued": "base last stop"}
 
 
@@ -63,10 +65,11 @@ def learn(folder, kind, case, micro):
         if "adapters" in how:
             torch.manual_seed(0)
             model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
-        return model, base if "base" in how else None
+        return model, base
 
+    rows = torch.load(folder / "rows") if "stored" in how else shared_rows("uneven" in how)
     if kind == "plain FSDP2":
-        return with_a_loop_of_its_own(*load(), how, out)
+        return with_a_loop_of_its_own(*load(), rows, how, out)
     for resumed in (False, True) if "stop" in how else (False,):
         models = None if "last" in how else load()
         args = TrainingArguments(
@@ -79,7 +82,8 @@ def learn(folder, kind, case, micro):
         if kind == "FSDP2":  # accelerate shards on GPUs and the like only: call this one like that
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         model, base = models or load()
-        trainer = MolTrainer(model, args, collate, shared_rows("uneven" in how), base=base, chunk=3,
+        base = base if "base" in how else None
+        trainer = MolTrainer(model, args, collate, rows, base=base, chunk=3,
                              optimizer_cls_and_kwargs=(torch.optim.SGD, SGD))
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-1") if resumed else None)
         log = [log for log in trainer.state.log_history if "loss" in log]
@@ -89,16 +93,16 @@ def learn(folder, kind, case, micro):
     return bytes_of(trainer.model), bytes_of(trainer.base) if base else 0
 
 
-def with_a_loop_of_its_own(model, base, how, out):
+def with_a_loop_of_its_own(model, base, pairs, how, out):
     """As in a training loop without Trainer and accelerate."""
-    rank = torch.distributed.get_rank()
+    rank, base = torch.distributed.get_rank(), base if "base" in how else None
     for some in (model, base) if base else (model,):
         for layer in (*getattr(some, "get_base_model", lambda: some)().model.layers, some):
             fully_shard(layer)
     if "checkpointing" in how:
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **SGD)
-    pairs, count, log = shared_rows("uneven" in how), 1 + ("accumulate" in how), []
+    count, log = 1 + ("accumulate" in how), []
     for step in range(2):
         losses = []
         for i in range(count):
@@ -137,6 +141,9 @@ def folder(tmp_path_factory):
     for seed in (0, 1):
         for tied in (False, True):
             llama(seed, tie_word_embeddings=tied).save_pretrained(folder / f"{seed} {tied}")
+    base = AutoModelForCausalLM.from_pretrained(folder / "1 False")
+    torch.save([[row if row[1] else store(base, [{"input_ids": row[0], "is_domain": False}], 8)[0]
+                 for row in pair] for pair in shared_rows("uneven")], folder / "rows")
     for case in CASES:
         learn(folder, "one", case, 4)
     return folder
