@@ -12,7 +12,7 @@ import data
 from eval import evaluate
 from plots import runs
 from plots.runs import Run
-from plots.tables import kept, learnt, of, p_right, sweep_tables
+from plots.tables import domain_loss, kept, of, p_right, sweep_tables
 from plots.texts import kinds_of, test_on_text, to_tokens
 from train import continue_pretraining
 
@@ -48,7 +48,8 @@ SWEEPS = {  # name: (run, values, {title of a table: (value, digits)})
     "documents": (of_documents, DOCUMENTS, {
         "general skills, %": (kept, 0), "KL on seen text": (of("seen_kl"), 2),
         "KL on unseen text": (of("unseen_kl"), 2)}),
-    "same total": (of_ratio, RATIOS, {"p(right), %": (p_right, 0), "domain, %": (learnt, 0)})}
+    "same total": (of_ratio, RATIOS, {"p(right), %": (p_right, 0),
+                                      "domain loss": (domain_loss, 2)})}
 RUNS = {f"{method}, {name} {x}": run(method, x)
         for name, (run, values, _) in SWEEPS.items() for x in values for method in METHODS}
 

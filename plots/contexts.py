@@ -8,7 +8,7 @@ documents. `filtered` drops documents with a token that the base finds unlikely.
 
 from plots import runs, style
 from plots.runs import Run
-from plots.tables import SUMMARY, ends, kept, learnt, of, skill, sweep_tables, table
+from plots.tables import HELDOUT, SUMMARY, ends, kept, learnt, of, skill, sweep_tables, table
 from plots.texts import from_source
 
 METHODS = ("replay", "mol")
@@ -75,10 +75,10 @@ def tell(results):
               "no-think sums": (skill("no_think"), 0), "think sums": (skill("think"), 0)}
     return "\n\n".join([
         table("general text", {label: results(run) for label, run in OF_TEXT.items()},
-              columns | SUMMARY),
+              columns | SUMMARY | HELDOUT),
         sweep_tables("share of items", found(ITEMS), "{:.0%}".format, skills),
         sweep_tables("domain documents", found(DOMAIN), "{:.0%}".format,
-                     {"domain, %": (learnt, 0), "general skills, %": (kept, 0)})])
+                     {"domain, %": (learnt, 0), **HELDOUT, "general skills, %": (kept, 0)})])
 
 
 def draw(results, picture, note):

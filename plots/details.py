@@ -20,7 +20,7 @@ from plots.runs import Run
 from plots.tables import (GENERAL_SKILLS, SUMMARY, cell, ends, kept, kl, learnt, markdown, of,
                           skill, sweep_tables, table)
 from plots.texts import test_on_text
-from plots.wordings import heldout_wordings, unseen_text
+from plots.wordings import unseen_text
 from train import continue_pretraining
 
 TEXTS = {"right answers": {"general_errors": 0.0}, "10% wrong": {"general_errors": 0.1},
@@ -37,7 +37,6 @@ def in_detail(method, settings, seed, world, base, noise=0):
     other_kl: on text in other words, which no method reads. domain_kl: forward, on domain text, as
     in arXiv 2509.04259. Both are in nats per token.
     """
-    world = replace(world, probes=world.probes | heldout_wordings(seed))
     unseen, start = unseen_text("other beginnings", seed, world), copy.deepcopy(base)
     generator = torch.Generator().manual_seed(noise)
     with torch.no_grad():
@@ -88,11 +87,11 @@ def run(method, text, noise=0):
 
 
 EWC = {f"ewc, importance on {text}, strength {strength:g}": Run(
-    "ewc", {"strength": strength, "eval_every": 250}, importance_of, {"text": text}, 3)
+    "ewc", {"strength": strength, "eval_every": 250}, importance_of, {"text": text})
     for text in ("domain text", "random tokens") for strength in (1e2, 1e3)}
 # A tenth of the steps is warmup: 10 or 100.
 DIP = {f"{method}, warmup of {steps // 10} steps": Run(
-    method, {"general_errors": 0.0, "steps": steps, "eval_every": steps}, early, {}, 1)
+    method, {"general_errors": 0.0, "steps": steps, "eval_every": steps}, early, {}, 3)
     for method in ("replay", "mol") for steps in (100, 1000)}
 RUNS = {label(*case): run(*case) for case in CASES}
 RUNS |= EWC | DIP | {f"{label(*case)}, noise {n}": run(*case, n)

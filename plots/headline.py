@@ -2,7 +2,7 @@
 
 from plots import details, runs, style, wordings
 from plots.runs import Run
-from plots.tables import SKILLS, SUMMARY, kept, skill, table
+from plots.tables import HELDOUT, SKILLS, SUMMARY, kept, skill, table
 
 TEXTS = {"right answers": {"general_errors": 0.0}, "70% wrong answers": {"general_errors": 0.7},
          "right, in other words": None}
@@ -24,7 +24,6 @@ ENDS = {details.label(*case): details.run(*case) for case in details.CASES}
 ENDS |= {f"{method}, other words": wordings.run(method, "other beginnings")
          for method in ("replay", "mol")}
 RUNS = ENDS | {f"{method}, {text}, curve": run for (text, method), run in CURVES.items()}
-HELDOUT = {"domain, held-out wordings, %": (skill("held-out wordings"), 0)}
 
 
 def tell(results):

@@ -13,7 +13,7 @@ from eval import evaluate
 from plots import runs
 from plots.methods import PARTS
 from plots.runs import Run
-from plots.tables import differences_table, ends, kept, learnt, table
+from plots.tables import HELDOUT, SUMMARY, differences_table, ends, kept, learnt, table
 from plots.texts import from_source
 from train import continue_pretraining
 
@@ -91,7 +91,7 @@ def best_values(results):
 
 def tell(results):
     lines = {label: results(run) for label, run in (SEARCH | RUNS).items()}
-    return (f"{table('best setting', lines)}\n\nbest: {best_values(results)}\n\n"
+    return (f"{table('best setting', lines, SUMMARY | HELDOUT)}\n\nbest: {best_values(results)}\n\n"
             f"{differences_table({label: lines[label] for label in RUNS}, 'mol, strength 1')}")
 
 

@@ -13,11 +13,11 @@ import data
 from eval import evaluate
 from plots import runs
 from plots.runs import Run
-from plots.tables import GENERAL_SKILLS, SUMMARY, differences_table, of, skill, table
+from plots.tables import GENERAL_SKILLS, HELDOUT, SUMMARY, differences_table, of, table
 from plots.texts import answers_of, documents_of, kinds_of, on_path, test_on_text, to_tokens
 from train import continue_pretraining
 
-TEXTS = {"other endings": 3, "other beginnings": 5}  # the number of seeds
+TEXTS = ("other endings", "other beginnings")
 TENTH = "replay, a tenth in the base's words"
 WAYS = {  # method, settings, how
     "replay": ("replay", {}, {}), "mol": ("mol", {}, {}),
@@ -62,11 +62,6 @@ def unseen_text(text, seed, world):
     return to_tokens(data.draw_text(other_kinds(text, seed), 400, rng, "heldout"), world)
 
 
-def heldout_wordings(seed):
-    """Alarms in wordings that the domain text has for other alarms only -> probes."""
-    return {"held-out wordings": data.alarms(random.Random(f"domain {seed}")).heldout}
-
-
 def in_other_words(method, settings, seed, world, base, text, own=0.0, answered=False):
     """A run on right answers in other words. Its last row has on_path and the test on its text.
 
@@ -84,7 +79,7 @@ def in_other_words(method, settings, seed, world, base, text, own=0.0, answered=
     probes = {f"other {name}": [in_words(text, *pair) for pair in world.probes[name]]
               for name in GENERAL_SKILLS}
     world = replace(world, general=to_tokens("".join(lines), world),
-                    probes=world.probes | probes | heldout_wordings(seed))
+                    probes=world.probes | probes)
     model, rows = continue_pretraining(method, settings, seed, world, base,
                                        lambda model: evaluate(model, base, world))
     rows[-1] |= {"on_path": on_path(base, world),
@@ -95,7 +90,7 @@ def in_other_words(method, settings, seed, world, base, text, own=0.0, answered=
 def run(way, text, eval_every=250):
     method, settings, how = WAYS[way]
     return Run(method, {"general_errors": 0.0, "eval_every": eval_every, **settings},
-               in_other_words, {"text": text, **how}, TEXTS[text])
+               in_other_words, {"text": text, **how})
 
 
 RUNS = {f"{way}, {text}": run(way, text) for text in TEXTS for way in WAYS}
@@ -109,7 +104,7 @@ def tell(results):
     columns = {"on the base's path, %": (of("on_path", 100), 0), **SUMMARY,
                "skills in the text's words, %": (in_words_of_text, 0),
                "KL in the text's words": (of("other_kl"), 2),
-               "domain, held-out wordings, %": (skill("held-out wordings"), 0)}
+               **HELDOUT}
     found = {text: {way: results(run(way, text)) for way in WAYS} for text in TEXTS}
     tables = [table(text, lines, columns) for text, lines in found.items()]
     return "\n\n".join(tables + [differences_table(found["other beginnings"], reference)

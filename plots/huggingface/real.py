@@ -170,8 +170,8 @@ def probabilities(model, tokenizer, asked):
 
 # --- all runs ------------------------------------------------------------------------------------
 
-def search(method, *rates, seeds=None, **settings):
-    return [runs.Run(method, {**settings, "lr": lr}, on_a_real_model, seeds=seeds) for lr in rates]
+def search(method, *rates, **settings):
+    return [runs.Run(method, {**settings, "lr": lr}, on_a_real_model) for lr in rates]
 
 
 # The runs of each method. The first has the highest sum of right answers on the domain and on
@@ -190,8 +190,8 @@ SEARCHES = {
     "mol, wrong statements": search("mol", 3e-4, text="wrong"),
     "mol, own samples": search("mol", *FULL, text="samples"),
     "mol, chats": search("mol", 3e-4, text="chats"),
-    "mol, forward KL": search("mol", 3e-4, seeds=1, kl="forward"),
-    "mol, 64 stored tokens": search("mol", 3e-4, seeds=1, stored=64),
+    "mol, forward KL": search("mol", 3e-4, kl="forward"),
+    **{f"mol, {k} stored tokens": search("mol", 3e-4, stored=k) for k in (8, 64, 512)},
     "LoRA mol": search("mol", 1e-2, 3e-3, 3e-2, lora_rank=8)}
 RUNS = {label: found[0] for label, found in SEARCHES.items()}
 SEARCH = {(label, i): run._replace(seeds=1) for label, found in SEARCHES.items()
