@@ -48,7 +48,7 @@ SWEEPS = {  # name: (run, values, {title of a table: (value, digits)})
     "documents": (of_documents, DOCUMENTS, {
         "general skills, %": (kept, 0), "KL on seen text": (of("seen_kl"), 2),
         "KL on unseen text": (of("unseen_kl"), 2)}),
-    "same total": (of_ratio, RATIOS, {"p(right), %": (p_right, 0),
+    "general:domain": (of_ratio, RATIOS, {"p(right), %": (p_right, 0),
                                       "domain loss": (domain_loss, 2)})}
 RUNS = {f"{method}, {name} {x}": run(method, x)
         for name, (run, values, _) in SWEEPS.items() for x in values for method in METHODS}

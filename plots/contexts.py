@@ -76,7 +76,7 @@ def tell(results):
     return "\n\n".join([
         table("general text", {label: results(run) for label, run in OF_TEXT.items()},
               columns | SUMMARY | HELDOUT),
-        sweep_tables("share of items", found(ITEMS), "{:.0%}".format, skills),
+        sweep_tables("share that the text names", found(ITEMS), "{:.0%}".format, skills),
         sweep_tables("domain documents", found(DOMAIN), "{:.0%}".format,
                      {"domain, %": (learnt, 0), **HELDOUT, "general skills, %": (kept, 0)})])
 

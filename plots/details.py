@@ -102,7 +102,7 @@ RUNS |= EWC | DIP | {f"{label(*case)}, noise {n}": run(*case, n)
 
 VALUES = {name: (value, digits + 1) for name, (value, digits) in SUMMARY.items()} | {
     "domain, held-out wordings, %": (skill("held-out wordings"), 1),
-    "KL in other words": (of("other_kl"), 2), "forward KL on domain text": (of("domain_kl"), 2)}
+    "KL on text in other words": (of("other_kl"), 2), "forward KL on domain text": (of("domain_kl"), 2)}
 
 
 def changed(rows, before, after):
@@ -130,7 +130,7 @@ def against_kl(least=90):
 def tell(results):
     lines = {label(*case): results(run(*case)) for case in CASES}
     noise = [["standard deviation, seed 0", *VALUES]]
-    items = [["questions of 430", "lost", "gained"]]
+    items = [["of 430 questions, against the base", "lost", "gained"]]
     for case in NOISY:
         seeds = [results(run(*case, n))[0] for n in range(NOISES)]
         noise.append([label(*case), *(f"{stdev(ends(seeds, value)):.{digits}f}"

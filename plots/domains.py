@@ -144,7 +144,7 @@ def one_domain(method, settings, seed, world, base, name, documents=2_000):
 
 
 def run(method, **how):
-    return Run(method, {"general_errors": 0.0}, chain, how)
+    return Run(method, {"general_errors": 0.0}, chain, how, 3)
 
 
 def single(method, **how):
