@@ -39,7 +39,6 @@ learnt, kl, domain_loss = skill("domain"), of("kl_to_base"), of("domain_loss")
 # {column: (value, digits)} of most experiments
 SUMMARY = {"general skills, %": (kept, 0), "p(right), %": (p_right, 0), "domain, %": (learnt, 0),
            "KL": (kl, 2), "domain loss": (domain_loss, 2)}
-# Alarms in wordings that the domain text has for other alarms only
 HELDOUT = {"domain, held-out wordings, %": (skill("held-out wordings"), 0)}
 
 

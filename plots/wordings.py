@@ -78,8 +78,7 @@ def in_other_words(method, settings, seed, world, base, text, own=0.0, answered=
         lines = [prompt + answers[prompt] for prompt in prompts]
     probes = {f"other {name}": [in_words(text, *pair) for pair in world.probes[name]]
               for name in GENERAL_SKILLS}
-    world = replace(world, general=to_tokens("".join(lines), world),
-                    probes=world.probes | probes)
+    world = replace(world, general=to_tokens("".join(lines), world), probes=world.probes | probes)
     model, rows = continue_pretraining(method, settings, seed, world, base,
                                        lambda model: evaluate(model, base, world))
     rows[-1] |= {"on_path": on_path(base, world),
@@ -103,8 +102,7 @@ def in_words_of_text(row):
 def tell(results):
     columns = {"on the base's path, %": (of("on_path", 100), 0), **SUMMARY,
                "skills in the text's words, %": (in_words_of_text, 0),
-               "KL in the text's words": (of("other_kl"), 2),
-               **HELDOUT}
+               "KL in the text's words": (of("other_kl"), 2), **HELDOUT}
     found = {text: {way: results(run(way, text)) for way in WAYS} for text in TEXTS}
     tables = [table(text, lines, columns) for text, lines in found.items()]
     return "\n\n".join(tables + [differences_table(found["other beginnings"], reference)

@@ -87,8 +87,8 @@ def test_autocast_changes_nothing_and_the_head_may_be_in_bfloat16():
 
 def test_logits_exist_once_and_never_whole(monkeypatch):
     """The losses see a chunk of the tokens that are not padding. Only gradients are kept."""
-    sizes, real = [], hidden_module.softmax
-    monkeypatch.setattr(hidden_module, "softmax", lambda x: sizes.append(x.numel()) or real(x))
+    sizes, real = [], hidden_module.softmax_
+    monkeypatch.setattr(hidden_module, "softmax_", lambda x: sizes.append(x.numel()) or real(x))
     loss, *_ = from_hidden(*hidden_batch(), chunk=2)
     assert max(sizes) == 2 * 7 and sum(sizes) == (3 + 2 * 9) * 7
     assert [x.shape for x in loss.grad_fn.gradients] == [(4, 5, 6), (7, 6)]

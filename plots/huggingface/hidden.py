@@ -117,24 +117,21 @@ def ce_and_gradient(logits, targets):
 
 def kl_and_gradient(logits, base_logits, direction):
     if direction == "mean":
-        both = (kl_and_gradient(logits.clone(), base_logits.clone(), one)
-                for one in ("reverse", "forward"))
-        return [(reverse + forward) / 2 for reverse, forward in zip(*both)]
+        both = (kl_and_gradient(logits.clone(), base_logits.clone(), "reverse"),
+                kl_and_gradient(logits, base_logits, "forward"))
+        return [reverse.add_(forward).div_(2) for reverse, forward in zip(*both)]
     if direction not in ("forward", "reverse") or logits.shape != base_logits.shape:
         raise ValueError(f"direction is {direction!r}; it must be 'reverse', 'forward' or 'mean'; "
                          "model and base must have the same shape of logits, and so vocabulary")
-    difference = shift_(logits) - shift_(base_logits)
+    parts = shift_(logits) - shift_(base_logits)  # log p - log q + constant
     (p, log_sum), (q, base_log_sum) = softmax_(logits), softmax_(base_logits)
+    first, constant = (q if direction == "forward" else p), log_sum - base_log_sum
+    mean = parts.mul_(first).sum(dim=1)
+    if not mean.isfinite().all():  # 0 * infinity is NaN
+        mean = parts.masked_fill_(first == 0, 0.0).sum(dim=1)
     if direction == "forward":
-        return log_sum - base_log_sum - mean_of(difference, q), p.sub_(q)
-    mean = mean_of(difference, p)
-    return mean + base_log_sum - log_sum, p.mul_(difference.sub_(mean[:, None]))
-
-
-def mean_of(x, p):
-    """The mean of x under p, both (n, V) -> (n,). Where p is 0, x becomes 0 if it is infinite."""
-    mean = torch.linalg.vecdot(p, x)
-    return mean if mean.isfinite().all() else torch.linalg.vecdot(p, x.masked_fill_(p == 0, 0.0))
+        return constant - mean, p.sub_(q)
+    return mean - constant, parts.sub_(p.mul_(mean[:, None]))
 
 
 def shift_(logits):
