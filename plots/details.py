@@ -102,7 +102,8 @@ RUNS |= EWC | DIP | {f"{label(*case)}, noise {n}": run(*case, n)
 
 VALUES = {name: (value, digits + 1) for name, (value, digits) in SUMMARY.items()} | {
     "domain, held-out wordings, %": (skill("held-out wordings"), 1),
-    "KL on text in other words": (of("other_kl"), 2), "forward KL on domain text": (of("domain_kl"), 2)}
+    "KL on text in other words": (of("other_kl"), 2),
+    "forward KL on domain text": (of("domain_kl"), 2)}
 
 
 def changed(rows, before, after):

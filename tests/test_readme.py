@@ -164,7 +164,8 @@ CLAIMS = [
     (RESULTS, "With a tenth in the base's words `mol` keeps more, {:+.1f} points "
      "({:+.1f} to {:+.1f})", minus(OTHER[TENTH["mol"]], OTHER[TENTH["replay"]])),
     # details
-    (RESULTS, "moves domain losses by up to {:.3f} nats and held-out wordings by up to {:.1f} points",
+    (RESULTS, "moves domain losses by up to {:.3f} nats and held-out wordings by up to {:.1f} "
+     "points",
      [max(stdev(of_seeds(details.run(*case, noise), what)[0] for noise in range(details.NOISES))
           for case in details.NOISY) for what in (domain_loss, skill("held-out wordings"))]),
     # domains
@@ -187,8 +188,8 @@ CLAIMS = [
       for label in ("replay", "mol")]),
     (FRONT, "`replay` {:+.0f} points, `mol` {:+.0f}|",
      [on_smollm2(f"{method}, wrong statements") for method in ("replay", "mol")]),
-    (RESULTS, "`replay` loses {:.0f} points of the capitals, `mol` {:.0f}. On right ones `mol` loses "
-     "{:.0f}; `replay` gains {:.0f}", [abs(on_smollm2(label)) for label in (
+    (RESULTS, "`replay` loses {:.0f} points of the capitals, `mol` {:.0f}. On right ones `mol` "
+     "loses {:.0f}; `replay` gains {:.0f}", [abs(on_smollm2(label)) for label in (
          "replay, wrong statements", "mol, wrong statements", "mol", "replay")]),
     (FRONT, "`mol` keeps {:.0f}% of the others",
      [value(contexts.named("mol", 0.5), skill("not named"))]),
