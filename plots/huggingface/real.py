@@ -6,7 +6,7 @@
     python -m plots.huggingface.real --out out/real
 
 The last package contains the model. --model takes another one, with the same settings. A run takes
-six minutes on one core, all 54 take over five hours. A stopped program continues at the next start.
+six minutes on one core, all 64 take over six hours. A stopped program continues at the next start.
 questions.py has what the model learns, is asked and reads.
 """
 
@@ -274,9 +274,9 @@ def tell(results):
         chosen.append([label, str(run.settings), *(f"{share:.0f}" for share in shares)])
     base = results(RUNS["ce"])[0][:1]
     lines = {"base": [base]} | {label: results(run) for label, run in RUNS.items()}
-    table = [["method", "seeds", *SCORES, *OTHERS]]
+    table = [["method", *SCORES, *OTHERS]]
     for label, seeds in lines.items():
-        table.append([label, str(len(seeds))])
+        table.append([label])
         for title, which in SCORES.items():
             sign = "" if label == "base" or title == "domain" else "+"  # of a change to the base
             found = interval(seeds, *which, base=sign and base)
@@ -293,14 +293,13 @@ def draw(results, picture, note):
             seeds, colour = results(run), style.colour_of(label)
             middle, *ends = interval(seeds, *SCORES[title], base=seeds[0][:1])
             panel.hlines(y, *ends, color=colour, lw=2)
-            panel.plot(middle, y, color=colour, marker="o", ms=7,
-                       mfc=colour if len(seeds) > 1 else "white")
+            panel.plot(middle, y, color=colour, marker="o", ms=7)
         panel.axvline(0, color="black", lw=1)
         panel.set(title=title, xlabel="change to the base, points")
     axes[0].set_yticks(range(len(RUNS)), reversed(RUNS))
     style.save(figure, picture,
                "SmolLM2, capitals: wrong statements replay -51, mol -5; right ones +7, -7",
-               "95% intervals over questions and seeds; hollow: seed 0 alone, over questions")
+               "95% intervals over questions and seeds")
 
 
 def main(arguments=None):
