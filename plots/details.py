@@ -118,11 +118,12 @@ def against_kl(least=90):
     skills)], means over seeds."""
     points = {}
     for line in runs.read_runs(runs.HERE / "runs.jsonl").values():
-        row, settings = line["rows"][-1], line["settings"] | {"eval_every": 0}
-        if (settings.get("base_steps"), settings.get("n_embd")) != (1000, 128):
-            continue  # another base, or a real model
-        if "domain" in row["accuracy"]:
-            key = line["method"], str(line["how"]), str(settings)
+        row = line["rows"][-1]
+        settings = runs.of_run(runs.DEFAULTS) | line["settings"] | {"eval_every": 0}
+        if (settings["base_steps"], settings["n_embd"]) != (1000, 128):
+            continue  # another base
+        if "domain" in row.get("accuracy", ()):  # not on a real model
+            key = line["method"], str(line["how"]), *settings.values()
             points.setdefault(key, {})[line["seed"]] = kl(row), kept(row), learnt(row)
     points = [(key[0], *map(mean, zip(*seeds.values()))) for key, seeds in points.items()]
     return [point[:3] for point in points if point[3] >= least]

@@ -159,7 +159,7 @@ FOUR = {"ce": run("ce"), "replay": run("replay"),
 EIGHT = {"mol to the latest model": run("mol", **KEEP, domains=8),
          "replay": run("replay", earlier=True, domains=8),
          "mol to one base per domain": run("mol", each=True, earlier=True, domains=8)}
-EIGHT |= {f"mol to the latest model, {count} documents per earlier domain": run(
+EIGHT |= {f"mol to the latest model, documents per earlier domain: {count}": run(
     "mol", **KEEP, domains=8, documents=count) for count in (100, 10, 1)}
 METHODS, DOCUMENTS = ("ce", "replay", "mol"), (100, 500, 2_000)
 NEAR = {method: single(method, name="countries") for method in METHODS}

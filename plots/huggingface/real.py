@@ -282,7 +282,8 @@ def tell(results):
             found = interval(seeds, *which, base=sign and base)
             table[-1].append("{0:{3}.0f} ({1:{3}.0f} to {2:{3}.0f})".format(*found, sign))
         table[-1] += [f"{middle(rows[-1][key] for rows in seeds):.{digits}f}"
-                      if key in seeds[0][-1] else "" for key, digits, middle in OTHERS.values()]
+                      if all(key in rows[-1] for rows in seeds) else ""
+                      for key, digits, middle in OTHERS.values()]
     return markdown(chosen) + "\n\n" + markdown(table)
 
 
