@@ -110,8 +110,8 @@ def minus(run, other, what=kept):
     return difference(of_seeds(run, what), of_seeds(other, what))
 
 
-CE, RIGHT_REPLAY, RIGHT_MOL, WRONG_MOL = (headline.ENDS[label] for label in (
-    "ce", "replay, right answers", "mol, right answers", "mol, 70% wrong"))
+CE, RIGHT_REPLAY, RIGHT_MOL = (headline.ENDS[label] for label in (
+    "ce", "replay, right answers", "mol, right answers"))
 MOL, FORWARD, ANSWERS = (rivals.RUNS[label] for label in (
     "mol, strength 1", "mol, forward KL", "replay, base's answers, lr 0.003"))
 OTHER, ENDINGS = ({way: wordings.run(way, text) for way in wordings.WAYS}

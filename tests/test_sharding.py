@@ -65,7 +65,7 @@ def learn(folder, kind, case, micro):
         if "adapters" in how:
             torch.manual_seed(0)
             model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
-        return model, base
+        return model, base if "base" in how else None
 
     rows = torch.load(folder / "rows") if "stored" in how else shared_rows("uneven" in how)
     if kind == "plain FSDP2":
@@ -82,7 +82,6 @@ def learn(folder, kind, case, micro):
         if kind == "FSDP2":  # accelerate shards on GPUs and the like only: call this one like that
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         model, base = models or load()
-        base = base if "base" in how else None
         trainer = MolTrainer(model, args, collate, rows, base=base, chunk=3,
                              optimizer_cls_and_kwargs=(torch.optim.SGD, SGD))
         trainer.train(resume_from_checkpoint=str(out / "checkpoint-1") if resumed else None)
@@ -95,7 +94,7 @@ def learn(folder, kind, case, micro):
 
 def with_a_loop_of_its_own(model, base, pairs, how, out):
     """As in a training loop without Trainer and accelerate."""
-    rank, base = torch.distributed.get_rank(), base if "base" in how else None
+    rank = torch.distributed.get_rank()
     for some in (model, base) if base else (model,):
         for layer in (*getattr(some, "get_base_model", lambda: some)().model.layers, some):
             fully_shard(layer)
