@@ -163,7 +163,7 @@ def draw(results, picture, note):
     wrong = [mean(ends(results(run("replay", "70% wrong")), value)) for value in (kl, kept)]
     best_token = max(place for method, *place in against_kl() if method == "argmax")
     for text, place, offset in (("replay, 70% wrong", wrong, (-130, -4)),
-                                ("the base's best token", best_token, (10, -4))):
+                                ("the base's best token", best_token, (8, 5))):
         panel.annotate(text, place, offset, textcoords="offset points", fontweight="bold")
     panel.set(xscale="log", xlabel="KL to the base on held-out general text, nats per token",
               ylabel="general skills: exact answers, %")
