@@ -148,7 +148,7 @@ CLAIMS = [
     # contexts, amount
     (RESULTS, "with a tenth `mol` keeps {:.0f}% of the think sums, `replay` none",
      [value(contexts.run("mol", "other format, a tenth in base format"), skill("think"))]),
-    (RESULTS, "Named ones stay at {:.0f}% or more, but at {:.0f}% without the question",
+    (RESULTS, "Named capitals stay at {:.0f}% or more, but at {:.0f}% without the question",
      [min(value(contexts.named(method, share), skill("named"))
           for method in contexts.METHODS for share in contexts.NAMED),
       value(contexts.NO_QUESTIONS, skill("named"))]),
