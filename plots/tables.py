@@ -112,7 +112,7 @@ def differences_table(lines, reference):
 def cell(values, digits):
     """One value, or the mean of several with the lowest and the highest: 0.95 (0.92-0.96).
 
-    None is left out: some seeds were not tested.
+    None, of a seed that was not tested, is left out.
     """
     values = [value for value in values if value is not None]
     if not values:

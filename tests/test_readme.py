@@ -189,13 +189,13 @@ CLAIMS = [
       for method in ("replay", "mol")]),
     (FRONT, "`replay` keeps {:.0f}%, `mol` {:.0f}%; with a tenth in the base's words {:.0f}% and "
      "{:.0f}%", [value(OTHER[way]) for way in ("replay", "mol", TENTH["replay"], TENTH["mol"])]),
-    (FRONT, "other endings|{:.0f}%, {:.0f}%; with a tenth {:.0f}%, {:.0f}%",
+    (FRONT, "other endings|`replay` {:.0f}%, `mol` {:.0f}%; with a tenth {:.0f}%, {:.0f}%",
      [value(ENDINGS[way]) for way in ("replay", "mol", TENTH["replay"], TENTH["mol"])]),
     (FRONT, "at 25% `mol` learns {:.0f}% of the domain, with strength 0.3 {:.0f}%",
      [value(contexts.DOMAIN[label][0.25], learnt) for label in ("mol", "mol, strength 0.3")]),
     (FRONT, "its 64 likeliest tokens, stored before: `mol` keeps {:.0f}%",
      [value(rivals.RUNS["mol, 64 stored tokens"])]),
-    (FRONT, "`replay` {:+.0f} points, `mol` {:+.0f}; those not in the text {:+.0f}, {:+.0f}",
+    (FRONT, "`replay` {:+.0f} points, `mol` {:+.0f}; not in the text {:+.0f}, {:+.0f}",
      [on_smollm2(label, what) for what in ("capitals", "unnamed capitals")
       for label in ("replay", "mol")]),
     (FRONT, "`replay` {:+.0f} points, `mol` {:+.0f}|",
